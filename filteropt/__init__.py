@@ -1,0 +1,22 @@
+"""Bayesian-filtering optimizers for PyTorch: one Kalman engine, exchangeable parts."""
+
+from filteropt import approximations, engine, models, presets, testing
+from filteropt.engine import IncompatibleComposition
+from filteropt.optimizer import FilterOptimizer
+from filteropt.presets import AdaBayes, AdaBayesFP
+from filteropt.types import NonFiniteGradientError
+
+__all__ = [
+    "AdaBayes",
+    "AdaBayesFP",
+    "FilterOptimizer",
+    "IncompatibleComposition",
+    "NonFiniteGradientError",
+    "approximations",
+    "engine",
+    "models",
+    "presets",
+    "testing",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,36 @@
+"""The parameters' own coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from filteropt.types import Basis
+
+__all__ = ["Identity"]
+
+
+@dataclass(frozen=True)
+class Identity(Basis):
+    """The posterior family holds in the parameters' own coordinates: nothing is rotated.
+
+    Example:
+        >>> import torch
+        >>> from filteropt.approximations import Identity
+        >>> Identity().forward((), torch.ones(2))
+        tensor([1., 1.])
+    """
+
+    def init(self, p: Tensor) -> tuple[Tensor, ...]:
+        """Nothing to remember."""
+        return ()
+
+    def forward(self, basis: Any, x: Tensor) -> Tensor:
+        """``x`` itself."""
+        return x
+
+    def backward(self, basis: Any, x: Tensor) -> Tensor:
+        """``x`` itself."""
+        return x

@@ -1,0 +1,87 @@
+"""Saving and loading: a belief comes back in the dtype it was saved in, or not at all."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["CheckpointedOptimizer"]
+
+TRANSIENT = frozenset({"decay", "prediction"})
+
+
+class CheckpointedOptimizer(Optimizer):
+    """An optimizer whose state keeps its own dtype and is checked before it is loaded."""
+
+    def _expected_state(self, group: dict[str, Any]) -> set[str]:
+        """The names of the tensors that a group's parameters keep."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of the same composition, bit for bit.
+
+        Args:
+            state_dict: what ``state_dict`` returned.
+
+        Raises:
+            ValueError: the checkpoint is another composition's; nothing was changed.
+        """
+        checkpoint: dict[str, Any] = {}
+
+        def inspect(_: Optimizer, loaded: dict[str, Any]) -> None:
+            checkpoint.update(loaded)
+            self._check(checkpoint)
+
+        def keep_dtypes(_: Optimizer) -> None:
+            # The base class casts state to the parameter's dtype, which would halve the precision
+            # of a float32 belief about bfloat16 weights: put the saved values in again.
+            for i, p in self._pairs(checkpoint):
+                for name, saved in checkpoint["state"].get(i, {}).items():
+                    cast = self.state[p][name]
+                    if isinstance(saved, Tensor) and saved.dtype != cast.dtype:
+                        self.state[p][name] = saved.detach().to(cast.device, copy=True)
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(inspect),
+            self.register_load_state_dict_post_hook(keep_dtypes, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _pairs(self, checkpoint: dict[str, Any]) -> list[tuple[int, Tensor]]:
+        """Saved parameter numbers with the parameters they now stand for."""
+        ids = [i for group in checkpoint["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        return list(zip(ids, params, strict=False))  # the base class compares the lengths
+
+    def _check(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another composition's state before anything is changed."""
+        for saved in checkpoint["param_groups"]:
+            expected = self._expected_state({k: v for k, v in saved.items() if k != "params"})
+            for i in saved["params"]:
+                found = set(checkpoint["state"].get(i, ()))
+                if found and found - TRANSIENT != expected:
+                    raise ValueError(
+                        f"{type(self).__name__} keeps {sorted(expected)} for a parameter, but the "
+                        f"checkpoint holds {sorted(found)}: load it into the optimizer it is from"
+                    )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, a copy or a checkpoint; groups get the keys they lack."""
+        self._accepted: deque[Any] = deque(maxlen=8)
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: everything but hooks."""
+        dropped = {name for name in self.__dict__ if name.endswith("_hooks")} | {"_accepted"}
+        kept = {name: value for name, value in self.__dict__.items() if name not in dropped}
+        return {**kept, **super().__getstate__()}

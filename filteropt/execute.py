@@ -1,0 +1,96 @@
+"""Executors: how the engine's one step runs over many tensors, and how results are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filteropt import engine
+from filteropt.engine import Filter, Scalars, map_scalars, step
+from filteropt.measure import Reading, local
+from filteropt.types import Raw, State
+
+__all__ = ["hold_posterior", "hold_prediction", "loop", "update"]
+
+ParameterState = dict[str, Any]
+
+
+def loop(
+    filter: Filter, scalars: Scalars, work: Iterable[tuple[State, Raw, Tensor]]
+) -> Iterator[tuple[Tensor, State]]:
+    """Step one tensor after the other: the reference for every other executor.
+
+    Args:
+        filter: the composition.
+        scalars: the step's numbers, turned into Python floats here: they are the fastest on an
+            eager tensor of any device, and keep a 0-d parameter in its own dtype.
+        work: state, gathered values and parameter of each tensor.
+
+    Yields:
+        Displacement and new state of each tensor, in order.
+    """
+    numbers = map_scalars(float, scalars)
+    for state, raw, p in work:
+        yield step(filter, numbers, state, raw, p)
+
+
+def update(
+    filter: Filter,
+    readings: list[Reading],
+    states: list[ParameterState],
+    *,
+    gain: float,
+    ahead: float | None,
+) -> None:
+    """Step the parameters of one group in place; those of equal age share their scalars.
+
+    Args:
+        filter: the composition.
+        readings: the parameters and what was gathered for them.
+        states: their tensors by name, ``step`` among them.
+        gain: factor on the displacement.
+        ahead: where gradients are taken at the prediction: the fraction by which the mean is then
+            predicted to shrink until the next step. ``None``: a step predicts, then conditions.
+    """
+    template = engine.init(filter, torch.empty(0))
+    ages: dict[float, list[tuple[Reading, ParameterState]]] = {}
+    for reading, state in zip(readings, states, strict=True):
+        ages.setdefault(1 + float(state["step"]), []).append((reading, state))
+    for t, members in ages.items():
+        scalars = engine.scalars(filter, t)
+        if ahead is not None:  # the last step predicted the mean that the parameters hold
+            scalars = scalars._replace(decay=0.0)
+        shards = [{k: local(v) for k, v in state.items()} for _, state in members]
+        work = [
+            (engine.restore(template, shard), reading.raw, local(reading.p))
+            for (reading, _), shard in zip(members, shards, strict=True)
+        ]
+        results = loop(filter, scalars, work)
+        for (_, _, p), shard, (disp, new) in zip(work, shards, results, strict=True):
+            p.add_(disp, alpha=gain)
+            for name, leaf in engine.leaves(new).items():
+                shard[name].copy_(leaf)
+            shard["step"].fill_(t)
+    if ahead is not None:
+        for reading, state in zip(readings, states, strict=True):
+            reading.p.mul_(1 - ahead)
+            state["decay"] = torch.tensor(ahead, dtype=torch.float64)
+
+
+@torch.no_grad()
+def hold_posterior(p: Tensor, state: ParameterState) -> None:
+    """Turn a parameter's prediction into its posterior mean, keeping the prediction."""
+    if "decay" in state and "prediction" not in state:
+        state["prediction"] = p.detach().clone()
+        p.div_(1 - float(state["decay"]))
+
+
+@torch.no_grad()
+def hold_prediction(p: Tensor, state: ParameterState) -> None:
+    """Bring the prediction back, bit for bit where the parameter was left alone meanwhile."""
+    if (prediction := state.pop("prediction", None)) is not None:
+        shrink = 1 - float(state["decay"])
+        p.copy_(torch.where(p == prediction / shrink, prediction, p * shrink))

@@ -1,0 +1,175 @@
+"""Gathering what a likelihood needs before the step: the only impure reading of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from filteropt.types import NonFiniteGradientError, Raw
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["Reading", "all_finite", "belief_dtype", "gather", "local", "raise_nonfinite"]
+
+
+class Reading(NamedTuple):
+    """One parameter about to be updated.
+
+    Attributes:
+        name: how to call the parameter in a message.
+        p: the parameter.
+        raw: what was gathered for it, on this process' shard.
+        limit: the largest ``|p.grad|`` that the likelihood can take.
+    """
+
+    name: Callable[[], str]
+    p: Tensor
+    raw: Raw
+    limit: float
+
+
+def belief_dtype(p: Tensor) -> torch.dtype:
+    """Beliefs about half-precision weights are kept in float32, others in the weights' dtype."""
+    return torch.float32 if p.dtype in {torch.bfloat16, torch.float16} else p.dtype
+
+
+def gather(p: Tensor, name: Callable[[], str], *, maximize: bool) -> Raw:
+    """Read ``p.grad``, which stays as it is.
+
+    Args:
+        p: a parameter with a gradient.
+        name: how to call it in a message.
+        maximize: whether the objective is to be maximised.
+
+    Returns:
+        The gradient in the belief's dtype, on this process' shard.
+
+    Raises:
+        TypeError: the gradient is sparse or complex.
+    """
+    grad = p.grad
+    assert grad is not None
+    if grad.layout is not torch.strided:
+        raise TypeError(
+            f"the gradient of {name()} is sparse ({grad.layout}); filters need dense gradients: "
+            f"use sparse=False in its layer, or train it with torch.optim.SparseAdam"
+        )
+    if not p.dtype.is_floating_point:
+        _require_real(p, name())
+    if is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements:
+        grad = grad.redistribute(placements=p.placements)
+    grad = local(grad).to(belief_dtype(p))
+    return Raw(grad=-grad if maximize else grad)
+
+
+def reject_complex(group: dict[str, Any]) -> None:
+    """Refuse a new group's complex parameters while nothing has been stored.
+
+    Args:
+        group: a parameter group; an iterator of parameters becomes a list.
+
+    Raises:
+        TypeError: naming the parameter that is not real floating-point.
+    """
+    params = group["params"]
+    if isinstance(params, Tensor):
+        params = [params]
+    elif not isinstance(params, set):  # sets have no order: the base class refuses them
+        params = group["params"] = list(params)
+    for i, item in enumerate(params):
+        name, p = item if isinstance(item, tuple) else (f"parameter {i} of the new group", item)
+        if isinstance(p, Tensor):
+            _require_real(p, name)
+
+
+def _require_real(p: Tensor, name: str) -> None:
+    if not p.dtype.is_floating_point:
+        raise TypeError(
+            f"{name} is {p.dtype}; filters hold real weights: "
+            f"give torch.view_as_real(p) of a complex parameter"
+        )
+
+
+def name_of(group: dict[str, Any], i: int, model: nn.Module | None) -> str:
+    """What to call a parameter in a message.
+
+    Args:
+        group: its group, which knows names if it was given named parameters.
+        i: its place there.
+        model: the module that may know its name.
+
+    Returns:
+        The parameter's name, or its place and shape.
+    """
+    if "param_names" in group:
+        return f"parameter {group['param_names'][i]!r}"
+    p = group["params"][i]
+    for name, q in model.named_parameters() if model is not None else ():
+        if q is p:
+            return f"parameter {name!r}"
+    return f"parameter {i} of its group (shape {tuple(p.shape)})"
+
+
+def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
+    """Raise for a gradient that is not finite, or whose square in the belief's dtype is not.
+
+    Args:
+        readings: every parameter that the step would update.
+
+    Raises:
+        NonFiniteGradientError: naming the first offending parameter.
+    """
+    offender = next((r for r in readings if not _within(r)), None)
+    which = "a gradient on another process" if offender is None else _describe(offender)
+    raise NonFiniteGradientError(
+        f"{which} is not finite, or its square overflows; nothing was changed. Find its origin "
+        f"with torch.autograd.detect_anomaly, clip it, or pass on_nonfinite='skip'"
+    )
+
+
+def _describe(reading: Reading) -> str:
+    worst = reading.raw.grad.abs().max().item()
+    return f"the gradient of {reading.name()} (magnitude {worst:.3g}, limit {reading.limit:.3g})"
+
+
+def all_finite(readings: list[Reading]) -> bool:
+    """Whether every gradient is finite with a finite square, on every process that shares one."""
+    buckets: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
+    for r in readings:
+        if r.raw.grad.numel():
+            key = (r.limit, r.raw.grad.device, r.raw.grad.dtype)
+            buckets.setdefault(key, []).append(r.raw.grad)
+    largest = torch.nn.utils.get_total_norm
+    fine = all(largest(g, float("inf")) <= limit for (limit, _, _), g in buckets.items())
+    for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
+        fine = _everywhere(fine, mesh)
+    return fine
+
+
+def _within(reading: Reading) -> bool:
+    return bool((reading.raw.grad.abs() <= reading.limit).all())
+
+
+def _everywhere(fine: bool, mesh: DeviceMesh) -> bool:
+    """Whether ``fine`` holds on every process of the mesh, so that all of them agree to step."""
+    flag = torch.tensor(int(fine), device=mesh.device_type)
+    for dim in range(mesh.ndim):
+        torch.distributed.all_reduce(
+            flag, op=torch.distributed.ReduceOp.MIN, group=mesh.get_group(dim)
+        )
+    return bool(flag)
+
+
+def is_dtensor(x: Tensor) -> TypeGuard[DTensor]:
+    """Whether ``x`` is a sharded or replicated distributed tensor."""
+    return hasattr(x, "device_mesh")
+
+
+def local(x: Tensor) -> Tensor:
+    """This process' shard of a distributed tensor, sharing its memory; else ``x`` itself."""
+    return x.to_local() if is_dtensor(x) else x

@@ -1,0 +1,297 @@
+"""The engine as a ``torch.optim.Optimizer``: groups, state and contexts, and no mathematics."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from filteropt import engine, execute, measure
+from filteropt.checkpoint import CheckpointedOptimizer
+from filteropt.engine import Filter
+from filteropt.hyperparameters import LearningRate, check_values, hints_of
+from filteropt.measure import Reading
+from filteropt.signature import constructor, plain, preset_values, scheduled_names
+
+__all__ = ["FilterOptimizer"]
+
+Preset = Callable[..., Filter]
+Group = dict[str, Any]
+
+
+class FilterOptimizer(CheckpointedOptimizer):
+    r"""Any composition as a PyTorch optimizer.
+
+    .. math:: \mu \leftarrow \mu + r\,\Delta\mu, \qquad r = \text{lr}/\text{base\_lr},
+
+    where :math:`\Delta\mu` is what the engine's step returns. The preset is called again in every
+    step with the group's present hyperparameters, so schedulers and per-group values need nothing
+    from any part.
+
+    Args:
+        params: parameters, named parameters or groups of them, as in every PyTorch optimizer.
+        preset: a function from hyperparameters to a :class:`filteropt.engine.Filter`.
+        schedule: what a scheduler's ``lr`` means. ``"gain"``: the belief is filtered with the lr
+            given at construction, kept as ``base_lr``, and r multiplies the displacement.
+            ``"model"``: the dynamics themselves use the present lr, with the other learning rates
+            (``lr_sgd``) multiplied by r, and the displacement is taken as it is.
+        linearize_at: where the gradient is taken. ``"posterior"``: a step predicts, then
+            conditions, and the parameters hold the posterior mean (P Algorithms 1 and 2; AdamW).
+            ``"prediction"``, the strict filter: a step conditions, then predicts, and the
+            parameters hold the predicted mean while training (see :meth:`eval`).
+        maximize: maximise the objective instead of minimising it.
+        on_nonfinite: ``"raise"`` a :class:`filteropt.NonFiniteGradientError` when a gradient or its
+            square is not finite, or ``"skip"`` the whole step; either way nothing changes.
+        fused: ``None`` or ``False``: the eager executor, which is the only one so far.
+        model: the module that owns the parameters, to name them in messages where ``params`` does
+            not.
+        **hyperparameters: the preset's own, by name; stored in every group.
+
+    Raises:
+        TypeError: an unknown hyperparameter or one of the wrong kind, or a complex parameter.
+        ValueError: a hyperparameter outside its range.
+        IncompatibleComposition: the preset's slots do not fit.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import torch, filteropt
+        >>> from filteropt.approximations import FixedPoint
+        >>> from filteropt.presets import adabayes_fp
+        >>> def exact(**h):
+        ...     return replace(adabayes_fp(**h), posterior=FixedPoint("exact"))
+        >>> w = torch.nn.Parameter(torch.ones(3))
+        >>> opt = filteropt.FilterOptimizer([w], exact, lr=1e-2, batch_size=32)
+        >>> w.square().sum().backward()
+        >>> opt.step()
+
+    Note:
+        ``lr = 0`` freezes a group: its parameters and beliefs stay as they are, bit for bit.
+        A preset without a hyperparameter ``lr`` gets a group key ``lr = 1.0`` that is a plain gain.
+    """
+
+    preset: Preset
+
+    def __init__(
+        self,
+        params: ParamsT,
+        preset: Preset,
+        *,
+        schedule: Literal["gain", "model"] = "gain",
+        linearize_at: Literal["posterior", "prediction"] = "posterior",
+        maximize: bool = False,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
+        fused: bool | None = None,
+        model: nn.Module | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        options = {"schedule": schedule, "linearize_at": linearize_at, "maximize": maximize}
+        check_values(
+            type(self).__name__,
+            {**options, "on_nonfinite": on_nonfinite, "fused": fused},
+            hints_of(FilterOptimizer.__init__),
+        )
+        if fused:
+            raise ValueError(
+                "fused=True: there is no compiled executor yet; use fused=None or fused=False"
+            )
+        self.preset = preset
+        self.model = model
+        self.on_nonfinite = on_nonfinite
+        self.fused = fused
+        self._accepted: deque[Filter] = deque(maxlen=8)
+        values = preset_values(type(self).__name__, preset, hyperparameters)
+        self._hyperparameters = tuple(values)
+        super().__init__(params, {"lr": 1.0, **values, **options})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a class that states its ``preset`` a constructor with the preset's signature."""
+        super().__init_subclass__(**kwargs)
+        if "preset" in cls.__dict__ and "__init__" not in cls.__dict__:
+            cls.__init__ = constructor(cls.preset, FilterOptimizer.__init__)  # type: ignore[method-assign]  # made, not written
+
+    # Groups -----------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; its ``lr`` is kept as ``base_lr``.
+
+        Args:
+            param_group: ``params`` and any hyperparameter that differs from the defaults.
+
+        Raises:
+            TypeError: a hyperparameter of the wrong kind, or a complex parameter.
+            ValueError: a hyperparameter outside its range.
+        """
+        if isinstance(param_group, dict) and "params" in param_group:
+            measure.reject_complex(param_group)
+            merged = {**self.defaults, "base_lr": None, **param_group}
+            self._filter(merged)
+            if merged["base_lr"] is None:
+                param_group["base_lr"] = float(merged["lr"])
+        super().add_param_group(param_group)
+
+    def _filter(self, group: Group) -> Filter:
+        """The composition for a group's present hyperparameters, once they are found to be fine."""
+        lr = plain(group["lr"])
+        options = {k: group[k] for k in ("schedule", "linearize_at", "maximize")}
+        hints = {**hints_of(FilterOptimizer.__init__), "lr": LearningRate}
+        check_values(type(self).__name__, {"lr": lr, **options}, hints)
+        numbers = {name: plain(group[name]) for name in self._hyperparameters}
+        check_values(type(self).__name__, numbers, hints_of(self.preset))
+        if "lr" in numbers:
+            base_lr = group["base_lr"] or lr
+            numbers["lr"] = lr if lr and group["schedule"] == "model" else base_lr
+            for name in scheduled_names(self.preset) & numbers.keys():
+                numbers[name] *= numbers["lr"] / base_lr if base_lr else 1.0
+        filter = self.preset(**numbers)
+        if lr and filter not in self._accepted:
+            engine.check(filter)
+            self._accepted.append(filter)
+        return filter
+
+    def _decay(self, group: Group, filter: Filter) -> float:
+        """The fraction of the mean that a step takes away, where it must be undone by eval()."""
+        decay = self._gain(group) * float(engine.scalars(filter, 1).decay)
+        if decay >= 1:
+            raise ValueError(
+                f"{type(self).__name__}: the decay per step, {decay:.3g} (lr * weight_decay), must "
+                f"be below 1 with linearize_at='prediction'; lower either of them"
+            )
+        return decay
+
+    def _gain(self, group: Group) -> float:
+        """r, the factor on the displacement."""
+        by_model = group["schedule"] == "model" and "lr" in self._hyperparameters
+        return 1.0 if by_model or not group["base_lr"] else float(group["lr"]) / group["base_lr"]
+
+    # The step ---------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # executors decide what to compile
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again, calls ``backward`` and returns the loss.
+
+        Returns:
+            The closure's loss, if there is one.
+
+        Raises:
+            NonFiniteGradientError: a gradient, or its square, is not finite; nothing was changed.
+            RuntimeError: the parameters hold the posterior mean (after :meth:`eval`) although
+                gradients are due at the prediction.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        filters = [self._filter(group) for group in self.param_groups]
+        readings = [self._read(g, f) for g, f in zip(self.param_groups, filters, strict=True)]
+        for group, filter in zip(self.param_groups, filters, strict=True):
+            if _strict(group):
+                self._decay(group, filter)
+        live = [r for g, rs in zip(self.param_groups, readings, strict=True) if g["lr"] for r in rs]
+        if not measure.all_finite(live):
+            if self.on_nonfinite == "skip":
+                return loss
+            measure.raise_nonfinite(live)
+        for group, filter, gathered in zip(self.param_groups, filters, readings, strict=True):
+            for reading in gathered:
+                self._materialise(filter, reading.p)
+            if group["lr"]:
+                states = [self.state[reading.p] for reading in gathered]
+                ahead = self._decay(group, filter) if _strict(group) else None
+                execute.update(filter, gathered, states, gain=self._gain(group), ahead=ahead)
+        return loss
+
+    def _read(self, group: Group, filter: Filter) -> list[Reading]:
+        """Gather what the likelihood needs, before anything is changed."""
+        readings = []
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            name = partial(measure.name_of, group, i, self.model)
+            if "prediction" in self.state.get(p, ()):
+                raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
+            raw = measure.gather(p, name, maximize=group["maximize"])
+            limit = filter.likelihood.gradient_limit(raw.grad.dtype)
+            readings.append(Reading(name, p, raw, limit))
+        return readings
+
+    def _materialise(self, filter: Filter, p: Tensor) -> None:
+        """Create a parameter's state where it has none."""
+        if not self.state[p]:
+            step = torch.zeros((), dtype=torch.float32)
+            self.state[p].update(step=step, **engine.leaves(engine.init(filter, p)))
+
+    # The belief -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def posterior_variance(self, p: Tensor) -> Tensor:
+        r"""The variance of every weight's optimum given the other weights' present values.
+
+        This is :math:`\Sigma^+`, not the marginal of a joint posterior over all the weights.
+
+        Args:
+            p: one of the optimizer's parameters.
+
+        Returns:
+            A new tensor shaped like ``p``, in squared weight units; before the first step, the
+            prior's variance.
+
+        Raises:
+            ValueError: ``p`` is not one of the optimizer's parameters.
+        """
+        for group in self.param_groups:
+            if any(q is p for q in group["params"]):
+                filter = self._filter(group)
+                state = self.state.get(p) or engine.leaves(engine.init(filter, p))
+                template = engine.init(filter, torch.empty(0))
+                scalars = engine.scalars(filter, float(state.get("step", 0.0)))
+                numbers = engine.map_scalars(float, scalars)
+                return engine.variance(filter, numbers, engine.restore(template, state))
+        raise ValueError(f"posterior_variance: a tensor of shape {tuple(p.shape)} is not optimized")
+
+    def train(self, mode: bool = True) -> FilterOptimizer:
+        """Let the parameters hold the mean at which gradients are due; idempotent.
+
+        Under ``linearize_at="prediction"`` that is the predicted mean; otherwise nothing changes.
+
+        Args:
+            mode: ``False`` is the same as :meth:`eval`.
+
+        Returns:
+            The optimizer itself.
+        """
+        hold = execute.hold_prediction if mode else execute.hold_posterior
+        for p, state in self.state.items():
+            hold(p, state)
+        return self
+
+    def eval(self) -> FilterOptimizer:
+        """Let the parameters hold the posterior mean, for evaluation and saving; idempotent.
+
+        Returns:
+            The optimizer itself.
+        """
+        return self.train(False)
+
+    def _expected_state(self, group: Group) -> set[str]:
+        """The names of the tensors that a group's parameters keep."""
+        template = engine.init(self._filter({**self.defaults, **group}), torch.empty(0))
+        return {"step", *engine.leaves(template)}
+
+
+def _strict(group: Group) -> bool:
+    return bool(group["linearize_at"] == "prediction")

@@ -1,0 +1,248 @@
+r"""The vocabulary: what flows between the five slots of a filter, and what each slot must offer.
+
+A filter tracks, for every weight, a Gaussian belief :math:`N(\mu, \Sigma)` about its optimum. Its
+mean :math:`\mu` *is* the parameter; the types below carry everything else.
+
+Two kinds of code meet here. *Scalar programs* (``transition``, ``scalars``) do arithmetic on
+hyperparameters, once per group and step. *Element programs* (``propagate``, ``observe``,
+``condition``) do arithmetic on tensors: they branch on no values, read no hyperparameter of their
+part (only the scalars handed to them), and change none of their inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Basis",
+    "Belief",
+    "Diag",
+    "Dynamics",
+    "Flow",
+    "Likelihood",
+    "NonFiniteGradientError",
+    "Observation",
+    "Packed",
+    "Posterior",
+    "Projection",
+    "Raw",
+    "Rows",
+    "Scalar",
+    "State",
+    "Transition",
+]
+
+Scalar: TypeAlias = float | Tensor
+"""A Python float or a 0-d tensor."""
+Rows: TypeAlias = tuple[tuple[Scalar, ...], ...]
+"""A k×k matrix, row by row."""
+Packed: TypeAlias = tuple[Scalar, ...]
+"""A symmetric k×k matrix as its upper triangle, row by row; or any flat run of scalars."""
+Leaves: TypeAlias = tuple[Tensor, ...]
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """A gradient was NaN or infinite, or its square overflowed; nothing was changed."""
+
+
+class Flow(NamedTuple):
+    r"""The continuous-time limit of a scalar transition, :math:`dP = (q - \rho P)\,dt`.
+
+    Attributes:
+        rate: :math:`\rho \ge 0`, the rate at which variance is forgotten, per step.
+        noise: :math:`q \ge 0`, the diffusion, in squared weight units per step.
+    """
+
+    rate: Scalar
+    noise: Scalar
+
+
+class Transition(NamedTuple):
+    r"""How a belief over k latents per weight ages by one step.
+
+    Covariances become :math:`P' = c\,F P F^\top + Q`. The weight's own mean shrinks by ``decay``,
+    which stands apart because weight decay may be chosen freely (P Eq. 18a).
+
+    Attributes:
+        F: the k×k transition matrix; the weight is latent 0.
+        Q: process noise covariance, packed upper triangle.
+        c: inflation (> 1) or contraction (< 1) of the carried covariance.
+        decay: fraction of the weight's mean lost per step; ``None`` means :math:`1 - F_{00}`.
+        flow: continuous-time limit, where there is one.
+    """
+
+    F: Rows
+    Q: Packed
+    c: Scalar = 1.0
+    decay: Scalar | None = None
+    flow: Flow | None = None
+
+
+class Belief(NamedTuple):
+    """What is believed about one parameter tensor, besides its mean (the parameter itself).
+
+    Attributes:
+        aux: means of latents 1 … k−1, each shaped like the parameter.
+        cov: the covariance's leaves, in the posterior family's own form.
+    """
+
+    aux: Leaves
+    cov: Leaves
+
+
+class Diag(NamedTuple):
+    """A diagonal precision.
+
+    Attributes:
+        values: the diagonal, shaped like the parameter, in inverse squared weight units, ≥ 0.
+    """
+
+    values: Tensor
+
+
+class Observation(NamedTuple):
+    r"""A local Gaussian likelihood, :math:`-\log p(d) = g^\top d + \tfrac12 d^\top \Lambda d`.
+
+    Attributes:
+        grad: :math:`g`, the gradient of the summed negative log-likelihood at ``d = 0``.
+        curvature: :math:`\Lambda`, the precision that the minibatch contributes.
+    """
+
+    grad: Tensor
+    curvature: Diag
+
+
+class Raw(NamedTuple):
+    """What was gathered for one parameter tensor before the step.
+
+    Attributes:
+        grad: ``p.grad`` in the belief's dtype (sign flipped under ``maximize``).
+    """
+
+    grad: Tensor
+
+
+class State(NamedTuple):
+    """Everything that a filter remembers about one parameter tensor.
+
+    Attributes:
+        belief: covariance and auxiliary means.
+        like: the likelihood's running averages.
+        basis: the basis' leaves.
+    """
+
+    belief: Belief
+    like: Leaves
+    basis: Leaves
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """A dynamics prior: how the optimal weights move between two gradients.
+
+    Attributes:
+        k: latents per weight (1: the weight alone; 2: weight and momentum; …).
+    """
+
+    k: ClassVar[int]
+
+    def transition(self, t: Tensor) -> Transition:
+        """The transition into step ``t`` (0-d, 1 for the first step): a scalar program."""
+
+
+class Likelihood(Protocol):
+    r"""A likelihood approximation: what one gradient says about the optimum.
+
+    Attributes:
+        needs: what must be gathered, as field names of :class:`Raw`.
+        gives: the type of curvature it returns.
+        averages: whether its state remembers a running curvature (see :meth:`curvature`).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+    gives: ClassVar[type] = Diag
+    averages: ClassVar[bool] = False
+
+    def scalars(self, t: Tensor) -> Packed:
+        """The numbers that :meth:`observe` uses at step ``t``: a scalar program."""
+        return ()
+
+    def gradient_limit(self, dtype: torch.dtype) -> float:
+        """The largest ``|p.grad|`` whose use, squares included, is finite in ``dtype``."""
+        return squarable(dtype)
+
+    def init(self, p: Tensor) -> Leaves:
+        """The state before the first gradient, for a parameter like ``p``."""
+        return ()
+
+    def observe(
+        self, like: Any, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
+    ) -> tuple[Observation, Leaves]:
+        """The local Gaussian that ``raw`` implies, and the updated state: an element program."""
+
+    def curvature(self, like: Any, scalars: Packed) -> Diag | None:
+        """The running curvature that ``like`` remembers, or ``None`` where nothing is kept."""
+        return None
+
+
+class Posterior(Protocol):
+    """A posterior family: which Gaussians are kept, and so which projection is made.
+
+    Attributes:
+        accepts: types of curvature that :meth:`condition` takes.
+        latents: numbers of latents per weight that it can hold.
+        elementwise: whether every weight is treated on its own, so that shards may be.
+        stationary: whether it needs a likelihood that averages its curvature.
+    """
+
+    accepts: ClassVar[tuple[type, ...]] = (Diag,)
+    latents: ClassVar[range] = range(1, 2)
+    elementwise: ClassVar[bool] = True
+    stationary: ClassVar[bool] = False
+
+    def objection(self, transition: Transition) -> str | None:
+        """Why these dynamics do not fit, as a clause; ``None`` if they do."""
+        return None
+
+    def init(self, p: Tensor, var0: float, k: int) -> Belief:
+        """The prior of the first step: variance ``var0`` for every weight of ``p``."""
+
+    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+        """Predict: the mean's displacement by the other latents, and the prior."""
+
+    def condition(
+        self, disp: Scalar | Tensor, prior: Belief, obs: Observation, transition: Transition
+    ) -> tuple[Tensor, Belief]:
+        """Bayes' rule: the mean's displacement so far and now, and the posterior."""
+
+    def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
+        """The marginal variance of every weight, shaped like the parameter."""
+
+
+class Basis(Protocol):
+    """Coordinates in which the posterior family holds."""
+
+    def init(self, p: Tensor) -> Leaves:
+        """The basis before the first gradient."""
+
+    def forward(self, basis: Any, x: Tensor) -> Tensor:
+        """``x`` in the basis' coordinates."""
+
+    def backward(self, basis: Any, x: Tensor) -> Tensor:
+        """``x`` back in the parameter's coordinates."""
+
+
+class Projection(Protocol):
+    """A clip or floor applied after conditioning: an element program."""
+
+    def __call__(self, disp: Tensor, belief: Belief) -> tuple[Tensor, Belief]:
+        """The projected displacement and belief."""
+
+
+def squarable(dtype: torch.dtype) -> float:
+    """The largest magnitude whose square is finite in ``dtype``."""
+    return math.sqrt(torch.finfo(dtype).max) * (1 - 1e-6)
