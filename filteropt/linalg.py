@@ -15,7 +15,7 @@ def scalar(x: Scalar) -> Tensor:
     return torch.as_tensor(x, dtype=torch.float64)
 
 
-def stationary_variance(h: Tensor, a: Scalar, q: Scalar) -> Tensor:
+def stationary_variance(h: Tensor, a: Scalar, q: Scalar, lost: Scalar | None = None) -> Tensor:
     r"""The posterior variance at which predict and condition balance exactly.
 
     Solves :math:`1/\Sigma = 1/(a\Sigma + q) + h`:
@@ -29,6 +29,7 @@ def stationary_variance(h: Tensor, a: Scalar, q: Scalar) -> Tensor:
         h: precision observed per step, any shape, inverse squared weight units, ≥ 0.
         a: factor on the carried variance, 0 ≤ a ≤ 1.
         q: process noise variance per step, squared weight units, > 0.
+        lost: 1 - a, where it is known better than by subtraction.
 
     Returns:
         The stationary posterior variance, shaped like ``h``.
@@ -39,7 +40,7 @@ def stationary_variance(h: Tensor, a: Scalar, q: Scalar) -> Tensor:
         >>> bool(torch.allclose(1 / v, 1 / (0.99 * v + 1e-6) + h))
         True
     """
-    b = (1 - a) + h * q
+    b = (1 - a if lost is None else lost) + h * q
     return 2 * q / (b + torch.hypot(b, h.sqrt() * (2 * (a * q) ** 0.5)))
 
 

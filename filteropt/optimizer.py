@@ -153,8 +153,10 @@ class FilterOptimizer(CheckpointedOptimizer):
             self._accepted.append(filter)
         return filter
 
-    def _decay(self, group: Group, filter: Filter) -> float:
-        """The fraction of the mean that a step takes away, where it must be undone by eval()."""
+    def _ahead(self, group: Group, filter: Filter) -> float | None:
+        """The shrinkage that a strict step predicts; ``None`` where gradients are posterior."""
+        if group["linearize_at"] == "posterior":
+            return None
         decay = self._gain(group) * float(engine.scalars(filter, 1).decay)
         if decay >= 1:
             raise ValueError(
@@ -196,23 +198,19 @@ class FilterOptimizer(CheckpointedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        filters = [self._filter(group) for group in self.param_groups]
-        readings = [self._read(g, f) for g, f in zip(self.param_groups, filters, strict=True)]
-        for group, filter in zip(self.param_groups, filters, strict=True):
-            if _strict(group):
-                self._decay(group, filter)
-        live = [r for g, rs in zip(self.param_groups, readings, strict=True) if g["lr"] for r in rs]
+        groups = self.param_groups
+        filters = [self._filter(group) for group in groups]
+        aheads = [self._ahead(g, f) for g, f in zip(groups, filters, strict=True)]
+        readings = [self._read(g, f) for g, f in zip(groups, filters, strict=True)]
+        live = [r for g, read in zip(groups, readings, strict=True) if g["lr"] for r in read]
         if not measure.all_finite(live):
             if self.on_nonfinite == "skip":
                 return loss
             measure.raise_nonfinite(live)
-        for group, filter, gathered in zip(self.param_groups, filters, readings, strict=True):
-            for reading in gathered:
-                self._materialise(filter, reading.p)
+        for group, filter, ahead, read in zip(groups, filters, aheads, readings, strict=True):
+            states = [self._materialise(group, reading.p) for reading in read]
             if group["lr"]:
-                states = [self.state[reading.p] for reading in gathered]
-                ahead = self._decay(group, filter) if _strict(group) else None
-                execute.update(filter, gathered, states, gain=self._gain(group), ahead=ahead)
+                execute.update(filter, read, states, gain=self._gain(group), ahead=ahead)
         return loss
 
     def _read(self, group: Group, filter: Filter) -> list[Reading]:
@@ -229,11 +227,13 @@ class FilterOptimizer(CheckpointedOptimizer):
             readings.append(Reading(name, p, raw, limit))
         return readings
 
-    def _materialise(self, filter: Filter, p: Tensor) -> None:
-        """Create a parameter's state where it has none."""
-        if not self.state[p]:
-            step = torch.zeros((), dtype=torch.float32)
-            self.state[p].update(step=step, **engine.leaves(engine.init(filter, p)))
+    def _materialise(self, group: Group, p: Tensor) -> Group:
+        """A parameter's state, created where it has none: the constructed ``lr``'s prior."""
+        if not (state := self.state[p]):
+            filter = self._filter({**group, "lr": group["base_lr"]})
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state.update(engine.leaves(engine.init(filter, p)))
+        return state
 
     # The belief -------------------------------------------------------------------------------
 
@@ -256,9 +256,10 @@ class FilterOptimizer(CheckpointedOptimizer):
         for group in self.param_groups:
             if any(q is p for q in group["params"]):
                 filter = self._filter(group)
-                state = self.state.get(p) or engine.leaves(engine.init(filter, p))
+                engine.check(filter)
+                state = self._materialise(group, p)
                 template = engine.init(filter, torch.empty(0))
-                scalars = engine.scalars(filter, float(state.get("step", 0.0)))
+                scalars = engine.scalars(filter, float(state["step"]))
                 numbers = engine.map_scalars(float, scalars)
                 return engine.variance(filter, numbers, engine.restore(template, state))
         raise ValueError(f"posterior_variance: a tensor of shape {tuple(p.shape)} is not optimized")
@@ -291,7 +292,3 @@ class FilterOptimizer(CheckpointedOptimizer):
         """The names of the tensors that a group's parameters keep."""
         template = engine.init(self._filter({**self.defaults, **group}), torch.empty(0))
         return {"step", *engine.leaves(template)}
-
-
-def _strict(group: Group) -> bool:
-    return bool(group["linearize_at"] == "prediction")

@@ -72,6 +72,8 @@ class Transition(NamedTuple):
         Q: process noise covariance, packed upper triangle.
         c: inflation (> 1) or contraction (< 1) of the carried covariance.
         decay: fraction of the weight's mean lost per step; ``None`` means :math:`1 - F_{00}`.
+        lost: fraction of variance lost per step, :math:`1 - cF_{00}^2`, where it is known better
+            than by subtraction; ``None`` otherwise.
         flow: continuous-time limit, where there is one.
     """
 
@@ -79,6 +81,7 @@ class Transition(NamedTuple):
     Q: Packed
     c: Scalar = 1.0
     decay: Scalar | None = None
+    lost: Scalar | None = None
     flow: Flow | None = None
 
 

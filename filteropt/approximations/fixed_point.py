@@ -90,8 +90,7 @@ class FixedPoint(Posterior):
             assert transition.flow is not None, "engine.check admits only dynamics with a flow"
             variance = stationary_flow(curvature.values, *transition.flow)
         else:
-            factor = transition.F[0][0]
-            variance = stationary_variance(
-                curvature.values, transition.c * factor * factor, transition.Q[0]
-            )
+            carried = transition.c * transition.F[0][0] ** 2
+            lost = 1 - carried if transition.lost is None else transition.lost
+            variance = stationary_variance(curvature.values, carried, transition.Q[0], lost)
         return variance.clamp_min(torch.finfo(variance.dtype).tiny)

@@ -73,12 +73,13 @@ class FixedNoise(Dynamics):
         noise = scalar(self.lr) ** 2
         rate = noise / self.prior_variance
         if self.discretization == "euler":
-            pull, spread = rate / 2, noise
+            pull, spread, lost = rate / 2, noise, rate * (1 - rate / 4)
         else:
-            pull = -torch.expm1(-rate / 2)
-            spread = noise * _relative_expm1(rate)
+            pull, spread = -torch.expm1(-rate / 2), noise * _relative_expm1(rate)
+            lost = -torch.expm1(-rate)
         decay = pull if self.weight_decay is None else scalar(self.lr) * self.weight_decay
-        return Transition(F=((1 - pull,),), Q=(spread,), decay=decay, flow=Flow(rate, noise))
+        flow = Flow(rate, noise)
+        return Transition(F=((1 - pull,),), Q=(spread,), decay=decay, lost=lost, flow=flow)
 
 
 def _relative_expm1(x: Tensor) -> Tensor:
