@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = ["CheckpointedOptimizer"]
-
-TRANSIENT = frozenset({"decay", "prediction"})
 
 
 class CheckpointedOptimizer(Optimizer):
@@ -61,16 +59,21 @@ class CheckpointedOptimizer(Optimizer):
         return list(zip(ids, params, strict=False))  # the base class compares the lengths
 
     def _check(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another composition's state before anything is changed."""
+        """Refuse another optimizer's checkpoint before anything is changed."""
         for saved in checkpoint["param_groups"]:
-            expected = self._expected_state({k: v for k, v in saved.items() if k != "params"})
+            if missing := [name for name in self.defaults if name not in saved]:
+                self._refuse(f"has groups without {', '.join(missing)}")
+            expected = self._expected_state(saved)
             for i in saved["params"]:
                 found = set(checkpoint["state"].get(i, ()))
-                if found and found - TRANSIENT != expected:
-                    raise ValueError(
-                        f"{type(self).__name__} keeps {sorted(expected)} for a parameter, but the "
-                        f"checkpoint holds {sorted(found)}: load it into the optimizer it is from"
-                    )
+                if found and found - {"prediction"} != expected:
+                    self._refuse(f"holds {sorted(found)} for a parameter, not {sorted(expected)}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ValueError(
+            f"the checkpoint {what}: load it into the optimizer that saved it, which was not "
+            f"{type(self).__name__} with this composition"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle, a copy or a checkpoint; groups get the keys they lack."""

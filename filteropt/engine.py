@@ -46,6 +46,7 @@ __all__ = [
     "restore",
     "scalars",
     "step",
+    "template",
     "variance",
 ]
 
@@ -253,6 +254,11 @@ def map_scalars(function: Callable[[Any], object], numbers: Any) -> Any:
     return function(numbers)
 
 
+def template(filter: Filter) -> State:
+    """A state of this composition that holds nothing, to give :func:`restore` its form."""
+    return init(filter, torch.empty(0, device="cpu"))
+
+
 def leaves(state: State) -> dict[str, Tensor]:
     """The state's tensors by name, for a flat ``state_dict``.
 
@@ -267,18 +273,18 @@ def leaves(state: State) -> dict[str, Tensor]:
     return dict(_named(state))
 
 
-def restore(template: State, tensors: Mapping[str, Tensor]) -> State:
+def restore(form: State, tensors: Mapping[str, Tensor]) -> State:
     """The inverse of :func:`leaves`.
 
     Args:
-        template: any state of the same composition.
+        form: any state of the same composition.
         tensors: tensors by name; others are ignored.
 
     Returns:
         The state that holds these tensors.
     """
-    names = iter([name for name, _ in _named(template)])
-    state: State = map_scalars(lambda _: tensors[next(names)], template)
+    names = iter([name for name, _ in _named(form)])
+    state: State = map_scalars(lambda _: tensors[next(names)], form)
     return state
 
 

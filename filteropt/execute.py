@@ -13,7 +13,7 @@ from filteropt.engine import Filter, Scalars, map_scalars, step
 from filteropt.measure import Reading, local
 from filteropt.types import Raw, State
 
-__all__ = ["hold_posterior", "hold_prediction", "loop", "update"]
+__all__ = ["hold_posterior", "hold_prediction", "loop", "strict_state", "update"]
 
 ParameterState = dict[str, Any]
 
@@ -55,7 +55,7 @@ def update(
         ahead: where gradients are taken at the prediction: the fraction by which the mean is then
             predicted to shrink until the next step. ``None``: a step predicts, then conditions.
     """
-    template = engine.init(filter, torch.empty(0))
+    form = engine.template(filter)
     ages: dict[float, list[tuple[Reading, ParameterState]]] = {}
     for reading, state in zip(readings, states, strict=True):
         ages.setdefault(1 + float(state["step"]), []).append((reading, state))
@@ -65,7 +65,7 @@ def update(
             scalars = scalars._replace(decay=0.0)
         shards = [{k: local(v) for k, v in state.items()} for _, state in members]
         work = [
-            (engine.restore(template, shard), reading.raw, local(reading.p))
+            (engine.restore(form, shard), reading.raw, local(reading.p))
             for (reading, _), shard in zip(members, shards, strict=True)
         ]
         results = loop(filter, scalars, work)
@@ -77,20 +77,34 @@ def update(
     if ahead is not None:
         for reading, state in zip(readings, states, strict=True):
             reading.p.mul_(1 - ahead)
-            state["decay"] = torch.tensor(ahead, dtype=torch.float64)
+            state["decay"].fill_(ahead)
+
+
+def strict_state() -> ParameterState:
+    """What a parameter keeps besides its belief where gradients are taken at the prediction.
+
+    Returns:
+        ``decay``, by which the last step predicted the mean to shrink, and ``evaluating``, whether
+        the parameter holds its posterior mean instead.
+    """
+    decay = torch.zeros((), dtype=torch.float64, device="cpu")
+    return {"decay": decay, "evaluating": torch.tensor(False, device="cpu")}
 
 
 @torch.no_grad()
 def hold_posterior(p: Tensor, state: ParameterState) -> None:
-    """Turn a parameter's prediction into its posterior mean, keeping the prediction."""
-    if "decay" in state and "prediction" not in state:
+    """Turn a parameter's prediction into its posterior mean, keeping the prediction aside."""
+    if "evaluating" in state and not state["evaluating"]:
         state["prediction"] = p.detach().clone()
         p.div_(1 - float(state["decay"]))
+        state["evaluating"].fill_(True)
 
 
 @torch.no_grad()
 def hold_prediction(p: Tensor, state: ParameterState) -> None:
     """Bring the prediction back, bit for bit where the parameter was left alone meanwhile."""
-    if (prediction := state.pop("prediction", None)) is not None:
+    if state.get("evaluating"):
         shrink = 1 - float(state["decay"])
+        prediction = state.pop("prediction", p * shrink)
         p.copy_(torch.where(p == prediction / shrink, prediction, p * shrink))
+        state["evaluating"].fill_(False)

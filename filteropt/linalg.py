@@ -12,7 +12,7 @@ __all__ = ["scalar", "stationary_flow", "stationary_variance"]
 
 def scalar(x: Scalar) -> Tensor:
     """``x`` as a 0-d float64 tensor: hyperparameter arithmetic is done in double precision."""
-    return torch.as_tensor(x, dtype=torch.float64)
+    return torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu"))
 
 
 def stationary_variance(h: Tensor, a: Scalar, q: Scalar, lost: Scalar | None = None) -> Tensor:

@@ -208,7 +208,9 @@ class FilterOptimizer(CheckpointedOptimizer):
                 return loss
             measure.raise_nonfinite(live)
         for group, filter, ahead, read in zip(groups, filters, aheads, readings, strict=True):
-            states = [self._materialise(group, reading.p) for reading in read]
+            states = [self.state[r.p] for r in read]
+            for reading, state in zip(read, states, strict=True):
+                state.update({} if state else self._fresh(group, reading.p))
             if group["lr"]:
                 execute.update(filter, read, states, gain=self._gain(group), ahead=ahead)
         return loss
@@ -220,20 +222,19 @@ class FilterOptimizer(CheckpointedOptimizer):
             if p.grad is None:
                 continue
             name = partial(measure.name_of, group, i, self.model)
-            if "prediction" in self.state.get(p, ()):
+            if self.state.get(p, {}).get("evaluating"):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
             raw = measure.gather(p, name, maximize=group["maximize"])
             limit = filter.likelihood.gradient_limit(raw.grad.dtype)
             readings.append(Reading(name, p, raw, limit))
         return readings
 
-    def _materialise(self, group: Group, p: Tensor) -> Group:
-        """A parameter's state, created where it has none: the constructed ``lr``'s prior."""
-        if not (state := self.state[p]):
-            filter = self._filter({**group, "lr": group["base_lr"]})
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state.update(engine.leaves(engine.init(filter, p)))
-        return state
+    def _fresh(self, group: Group, p: Tensor) -> Group:
+        """The state before the first gradient: the constructed ``lr``'s prior."""
+        filter = self._filter({**group, "lr": group["base_lr"]})
+        step = torch.zeros((), dtype=torch.float32, device="cpu")
+        strict = execute.strict_state() if group["linearize_at"] == "prediction" else {}
+        return {"step": step, **engine.leaves(engine.init(filter, p)), **strict}
 
     # The belief -------------------------------------------------------------------------------
 
@@ -257,11 +258,12 @@ class FilterOptimizer(CheckpointedOptimizer):
             if any(q is p for q in group["params"]):
                 filter = self._filter(group)
                 engine.check(filter)
-                state = self._materialise(group, p)
-                template = engine.init(filter, torch.empty(0))
+                state = self.state.get(p) or self._fresh(group, p)
                 scalars = engine.scalars(filter, float(state["step"]))
                 numbers = engine.map_scalars(float, scalars)
-                return engine.variance(filter, numbers, engine.restore(template, state))
+                return engine.variance(
+                    filter, numbers, engine.restore(engine.template(filter), state)
+                )
         raise ValueError(f"posterior_variance: a tensor of shape {tuple(p.shape)} is not optimized")
 
     def train(self, mode: bool = True) -> FilterOptimizer:
@@ -290,5 +292,4 @@ class FilterOptimizer(CheckpointedOptimizer):
 
     def _expected_state(self, group: Group) -> set[str]:
         """The names of the tensors that a group's parameters keep."""
-        template = engine.init(self._filter({**self.defaults, **group}), torch.empty(0))
-        return {"step", *engine.leaves(template)}
+        return set(self._fresh({**group, "base_lr": group["lr"]}, torch.empty(0, device="cpu")))
