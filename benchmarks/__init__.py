@@ -1,0 +1,1 @@
+"""Benchmarks: ratios from interleaved runs, so that the machine's noise cancels."""
