@@ -127,7 +127,7 @@ def step(
         scalars: numbers of this step, 0-d tensors or floats.
         state: what the filter remembers about ``p``.
         raw: what was gathered at ``p``.
-        p: the parameter, which holds the posterior mean.
+        p: the parameter, which holds the posterior mean, in the belief's dtype.
 
     Returns:
         The displacement from ``p`` to the new posterior mean, and the new state. No input changes.

@@ -63,13 +63,14 @@ def update(
         scalars = engine.scalars(filter, t)
         if ahead is not None:  # the last step predicted the mean that the parameters hold
             scalars = scalars._replace(decay=0.0)
+        weights = [local(reading.p) for reading, _ in members]
         shards = [{k: local(v) for k, v in state.items()} for _, state in members]
-        work = [
-            (engine.restore(form, shard), reading.raw, local(reading.p))
-            for (reading, _), shard in zip(members, shards, strict=True)
-        ]
+        work = (
+            (engine.restore(form, shard), reading.raw, p.to(reading.raw.grad.dtype))
+            for (reading, _), shard, p in zip(members, shards, weights, strict=True)
+        )
         results = loop(filter, scalars, work)
-        for (_, _, p), shard, (disp, new) in zip(work, shards, results, strict=True):
+        for p, shard, (disp, new) in zip(weights, shards, results, strict=True):
             p.add_(disp, alpha=gain)
             for name, leaf in engine.leaves(new).items():
                 shard[name].copy_(leaf)

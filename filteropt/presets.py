@@ -133,7 +133,8 @@ class AdaBayesFP(FilterOptimizer):
           + \sqrt{\frac{1}{4\sigma^4} + \frac{\langle g^2\rangle + \varepsilon}{\eta^2}}, \qquad
         \mu \leftarrow (1-\lambda)\,\mu - \Sigma^+ \langle g\rangle .
 
-    ``lr_sgd = inf`` is AdamW without its ε, whose place :math:`\eta/\sigma^2` takes to first order.
+    ``lr_sgd = inf`` is AdamW without its ε, whose place :math:`\eta/(2\sigma^2)` takes to first
+    order in :math:`1/\sigma^2`.
     What is approximated: as :class:`AdaBayes`, and the variance is taken to have settled.
 
     Args:
