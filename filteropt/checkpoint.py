@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -77,7 +76,7 @@ class CheckpointedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle, a copy or a checkpoint; groups get the keys they lack."""
-        self._accepted: deque[Any] = deque(maxlen=8)
+        self._filters: dict[object, Any] = {}
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -85,6 +84,6 @@ class CheckpointedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: everything but hooks."""
-        dropped = {name for name in self.__dict__ if name.endswith("_hooks")} | {"_accepted"}
+        dropped = {name for name in self.__dict__ if name.endswith("_hooks")} | {"_filters"}
         kept = {name: value for name, value in self.__dict__.items() if name not in dropped}
         return {**kept, **super().__getstate__()}

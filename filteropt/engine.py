@@ -12,9 +12,9 @@ pure; :class:`filteropt.FilterOptimizer` adds the displacement and keeps the sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ from torch import Tensor
 from filteropt import approximations
 from filteropt.approximations import Identity
 from filteropt.linalg import scalar
+from filteropt.trees import tree_map
 from filteropt.types import (
     Basis,
     Dynamics,
-    Leaves,
     Likelihood,
     Packed,
     Posterior,
@@ -42,8 +42,6 @@ __all__ = [
     "Scalars",
     "check",
     "init",
-    "leaves",
-    "restore",
     "scalars",
     "step",
     "template",
@@ -111,9 +109,9 @@ def scalars(filter: Filter, t: float | Tensor) -> Scalars:
         The numbers that :func:`step` uses.
     """
     t = scalar(t)
-    transition: Transition = map_scalars(scalar, filter.dynamics.transition(t))
+    transition: Transition = tree_map(scalar, filter.dynamics.transition(t))
     decay = 1 - transition.F[0][0] if transition.decay is None else transition.decay
-    likelihood: Packed = map_scalars(scalar, filter.likelihood.scalars(t))
+    likelihood: Packed = tree_map(scalar, filter.likelihood.scalars(t))
     return Scalars(_unless_first(transition, t), transition, decay, likelihood)
 
 
@@ -244,57 +242,6 @@ def _unless_first(transition: Transition, t: Tensor) -> Transition:
     )
 
 
-def map_scalars(function: Callable[[Any], object], numbers: Any) -> Any:
-    """Apply ``function`` to every number of a nested tuple, keeping NamedTuples and ``None``."""
-    if numbers is None:
-        return None
-    if isinstance(numbers, tuple):
-        mapped = (map_scalars(function, x) for x in numbers)
-        return type(numbers)(*mapped) if hasattr(numbers, "_fields") else tuple(mapped)
-    return function(numbers)
-
-
 def template(filter: Filter) -> State:
-    """A state of this composition that holds nothing, to give :func:`restore` its form."""
+    """A state of this composition that holds nothing, to give ``trees.restore`` its form."""
     return init(filter, torch.empty(0, device="cpu"))
-
-
-def leaves(state: State) -> dict[str, Tensor]:
-    """The state's tensors by name, for a flat ``state_dict``.
-
-    A leaf is called by its NamedTuple's field (``exp_avg``), else by its slot (``cov_0``).
-
-    Args:
-        state: a filter's state for one parameter.
-
-    Returns:
-        Tensors by name, in order.
-    """
-    return dict(_named(state))
-
-
-def restore(form: State, tensors: Mapping[str, Tensor]) -> State:
-    """The inverse of :func:`leaves`.
-
-    Args:
-        form: any state of the same composition.
-        tensors: tensors by name; others are ignored.
-
-    Returns:
-        The state that holds these tensors.
-    """
-    names = iter([name for name, _ in _named(form)])
-    state: State = map_scalars(lambda _: tensors[next(names)], form)
-    return state
-
-
-def _named(state: State) -> Iterator[tuple[str, Tensor]]:
-    slots: dict[str, Leaves] = {
-        "aux": state.belief.aux,
-        "cov": state.belief.cov,
-        "like": state.like,
-        "basis": state.basis,
-    }
-    for slot, tensors in slots.items():
-        names = getattr(tensors, "_fields", [f"{slot}_{i}" for i in range(len(tensors))])
-        yield from zip(names, tensors, strict=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from filteropt import engine
-from filteropt.engine import Filter, Scalars, map_scalars, step
+from filteropt.engine import Filter, Scalars, step
 from filteropt.measure import Reading, local
+from filteropt.trees import leaves, names, restore, tree_map
 from filteropt.types import Raw, State
 
 __all__ = ["hold_posterior", "hold_prediction", "loop", "strict_state", "update"]
@@ -32,7 +33,7 @@ def loop(
     Yields:
         Displacement and new state of each tensor, in order.
     """
-    numbers = map_scalars(float, scalars)
+    numbers = tree_map(float, scalars)
     for state, raw, p in work:
         yield step(filter, numbers, state, raw, p)
 
@@ -56,6 +57,7 @@ def update(
             predicted to shrink until the next step. ``None``: a step predicts, then conditions.
     """
     form = engine.template(filter)
+    kept = names(form)
     ages: dict[float, list[tuple[Reading, ParameterState]]] = {}
     for reading, state in zip(readings, states, strict=True):
         ages.setdefault(1 + float(state["step"]), []).append((reading, state))
@@ -66,13 +68,17 @@ def update(
         weights = [local(reading.p) for reading, _ in members]
         shards = [{k: local(v) for k, v in state.items()} for _, state in members]
         work = (
-            (engine.restore(form, shard), reading.raw, p.to(reading.raw.grad.dtype))
+            (
+                restore(form, [shard[name] for name in kept]),
+                reading.raw,
+                p.to(reading.raw.grad.dtype),
+            )
             for (reading, _), shard, p in zip(members, shards, weights, strict=True)
         )
         results = loop(filter, scalars, work)
         for p, shard, (disp, new) in zip(weights, shards, results, strict=True):
             p.add_(disp, alpha=gain)
-            for name, leaf in engine.leaves(new).items():
+            for name, leaf in zip(kept, leaves(new), strict=True):
                 shard[name].copy_(leaf)
             shard["step"].fill_(t)
     if ahead is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
@@ -17,6 +16,7 @@ from filteropt.engine import Filter
 from filteropt.hyperparameters import LearningRate, check_values, hints_of
 from filteropt.measure import Reading
 from filteropt.signature import constructor, plain, preset_values, scheduled_names
+from filteropt.trees import leaves, names, restore, tree_map
 
 __all__ = ["FilterOptimizer"]
 
@@ -103,7 +103,7 @@ class FilterOptimizer(CheckpointedOptimizer):
         self.model = model
         self.on_nonfinite = on_nonfinite
         self.fused = fused
-        self._accepted: deque[Filter] = deque(maxlen=8)
+        self._filters: dict[object, Filter] = {}
         values = preset_values(type(self).__name__, preset, hyperparameters)
         self._hyperparameters = tuple(values)
         super().__init__(params, {"lr": 1.0, **values, **options})
@@ -136,22 +136,27 @@ class FilterOptimizer(CheckpointedOptimizer):
 
     def _filter(self, group: Group) -> Filter:
         """The composition for a group's present hyperparameters, once they are found to be fine."""
-        lr = plain(group["lr"])
+        lr, owner = plain(group["lr"]), type(self).__name__
         options = {k: group[k] for k in ("schedule", "linearize_at", "maximize")}
         hints = {**hints_of(FilterOptimizer.__init__), "lr": LearningRate}
-        check_values(type(self).__name__, {"lr": lr, **options}, hints)
-        numbers = {name: plain(group[name]) for name in self._hyperparameters}
-        check_values(type(self).__name__, numbers, hints_of(self.preset))
-        if "lr" in numbers:
-            base_lr = group["base_lr"] or lr
-            numbers["lr"] = lr if lr and group["schedule"] == "model" else base_lr
-            for name in scheduled_names(self.preset) & numbers.keys():
-                numbers[name] *= numbers["lr"] / base_lr if base_lr else 1.0
-        filter = self.preset(**numbers)
-        if lr and filter not in self._accepted:
-            engine.check(filter)
-            self._accepted.append(filter)
-        return filter
+        check_values(owner, {"lr": lr, **options}, hints)
+        values = {name: plain(group[name]) for name in self._hyperparameters}
+        base_lr, ratio = group["base_lr"] or lr, 1.0
+        if "lr" in values:
+            by_model = lr and group["schedule"] == "model"
+            values["lr"], ratio = (lr, lr / base_lr) if by_model else (base_lr, 1.0)
+        key = (ratio, repr(values))
+        if key not in self._filters:
+            check_values(owner, values, hints_of(self.preset))
+            for name in scheduled_names(self.preset) & values.keys():
+                values[name] *= ratio
+            filter = self.preset(**values)
+            if base_lr:  # else frozen until an lr is given
+                engine.check(filter)
+            if len(self._filters) >= 64:
+                self._filters.clear()
+            self._filters[key] = filter
+        return self._filters[key]
 
     def _ahead(self, group: Group, filter: Filter) -> float | None:
         """The shrinkage that a strict step predicts; ``None`` where gradients are posterior."""
@@ -234,7 +239,8 @@ class FilterOptimizer(CheckpointedOptimizer):
         filter = self._filter({**group, "lr": group["base_lr"]})
         step = torch.zeros((), dtype=torch.float32, device="cpu")
         strict = execute.strict_state() if group["linearize_at"] == "prediction" else {}
-        return {"step": step, **engine.leaves(engine.init(filter, p)), **strict}
+        initial = engine.init(filter, p)
+        return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **strict}
 
     # The belief -------------------------------------------------------------------------------
 
@@ -260,10 +266,9 @@ class FilterOptimizer(CheckpointedOptimizer):
                 engine.check(filter)
                 state = self.state.get(p) or self._fresh(group, p)
                 scalars = engine.scalars(filter, float(state["step"]))
-                numbers = engine.map_scalars(float, scalars)
-                return engine.variance(
-                    filter, numbers, engine.restore(engine.template(filter), state)
-                )
+                form = engine.template(filter)
+                belief = restore(form, [state[name] for name in names(form)])
+                return engine.variance(filter, tree_map(float, scalars), belief)
         raise ValueError(f"posterior_variance: a tensor of shape {tuple(p.shape)} is not optimized")
 
     def train(self, mode: bool = True) -> FilterOptimizer:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from filteropt.engine import map_scalars
 from filteropt.linalg import scalar
+from filteropt.trees import tree_map
 from filteropt.types import (
     Belief,
     Diag,
@@ -123,7 +123,7 @@ def _observe_repeatedly(likelihood: Likelihood, grad: Tensor) -> list[Observatio
     p = torch.zeros_like(grad)
     like, observed = likelihood.init(p), []
     for t in range(1, 6):
-        numbers = map_scalars(float, likelihood.scalars(scalar(t)))
+        numbers = tree_map(float, likelihood.scalars(scalar(t)))
         before = [x.clone() for x in (grad, *like)]
         obs, new = likelihood.observe(like, Raw(grad), p, Belief((), ()), numbers)
         _law(_same(before, (grad, *like)), "observe changes none of its inputs")
@@ -205,7 +205,7 @@ def _obs(gradient: Tensor, precision: Tensor) -> Observation:
 
 def _flat(transition: Transition) -> list[float]:
     numbers: list[float] = []
-    map_scalars(lambda x: numbers.append(float(x)), transition)
+    tree_map(lambda x: numbers.append(float(x)), transition)
     return numbers
 
 
