@@ -34,7 +34,7 @@ docs: $(VENV)/docs  ## the documentation, in docs/_build/html
 	$(BIN)/python -m sphinx -n -W -b html docs docs/_build/html
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/api build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One stamp per extra: reinstalled when the requirements change.
 $(VENV)/experiments $(VENV)/dev $(VENV)/docs: $(VENV)/%: pyproject.toml constraints.txt | $(BIN)/python

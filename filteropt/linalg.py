@@ -25,6 +25,8 @@ def stationary_variance(h: Tensor, a: Scalar, q: Scalar, lost: Scalar | None = N
     a form without cancellation that equals :math:`q/(1-a)` at h = 0. The root is taken as a
     hypotenuse, so that no square overflows.
 
+    Derived in :eq:`eq-fixed-point-exact`.
+
     Args:
         h: precision observed per step, any shape, inverse squared weight units, ≥ 0.
         a: factor on the carried variance, 0 ≤ a ≤ 1.
@@ -51,6 +53,8 @@ def stationary_flow(h: Tensor, rate: Scalar, noise: Scalar) -> Tensor:
     :math:`q = \eta^2`) this is :math:`1/\Sigma = 1/(2\sigma^2) + \sqrt{1/(4\sigma^4) + h/\eta^2}`,
     here as :math:`\sqrt q/(u + \sqrt{u^2 + h})` with :math:`u = \rho/(2\sqrt q)`, where nothing
     overflows unless h does.
+
+    Derived in :eq:`eq-kalman-bucy`.
 
     Args:
         h: precision observed per step, any shape, inverse squared weight units, ≥ 0.

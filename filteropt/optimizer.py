@@ -31,7 +31,7 @@ class FilterOptimizer(CheckpointedOptimizer):
 
     where :math:`\Delta\mu` is what the engine's step returns. The preset is called again in every
     step with the group's present hyperparameters, so schedulers and per-group values need nothing
-    from any part.
+    from any part. See :eq:`eq-schedule` and :eq:`eq-linearize`.
 
     Args:
         params: parameters, named parameters or groups of them, as in every PyTorch optimizer.

@@ -116,7 +116,8 @@ class AdaBayes(FilterOptimizer):
         >>> opt.posterior_variance(w)    # smaller where the gradient was larger
         tensor([0.0083, 0.0024])
 
-    Source: Aitchison (2020), Algorithm 1; Eq. 13–18, 22, 24.
+    Source: Aitchison (2020), Algorithm 1; derived in :eq:`eq-algorithm-1`, with its limits
+    :eq:`eq-sgd-limit` and :eq:`eq-adam-limit`.
     """
 
     preset = staticmethod(adabayes)
@@ -168,7 +169,8 @@ class AdaBayesFP(FilterOptimizer):
         >>> w.data    # Adam's first step is lr times the gradient's sign
         tensor([ 0.9900, -1.9900])
 
-    Source: Aitchison (2020), Algorithm 2; Eq. 2, 4, 18–20, 26.
+    Source: Aitchison (2020), Algorithm 2; derived in :eq:`eq-algorithm-2`, with its identity
+    :eq:`eq-adamw` and the prior's ε in :eq:`eq-adam-epsilon`.
     """
 
     preset = staticmethod(adabayes_fp)

@@ -23,6 +23,7 @@ __all__ = [
     "Diag",
     "Dynamics",
     "Flow",
+    "Leaves",
     "Likelihood",
     "NonFiniteGradientError",
     "Observation",
@@ -43,6 +44,7 @@ Rows: TypeAlias = tuple[tuple[Scalar, ...], ...]
 Packed: TypeAlias = tuple[Scalar, ...]
 """A symmetric k×k matrix as its upper triangle, row by row; or any flat run of scalars."""
 Leaves: TypeAlias = tuple[Tensor, ...]
+"""Tensors in order, often a NamedTuple that names them."""
 
 
 class NonFiniteGradientError(FloatingPointError):

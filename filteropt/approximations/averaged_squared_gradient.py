@@ -54,7 +54,7 @@ class AveragedSquaredGradient(Likelihood):
         >>> obs.grad, obs.curvature.values
         (tensor([6.]), tensor([36.]))
 
-    Source: P (Aitchison 2020) Eq. 2, Eq. 4, Algorithm 2.
+    Source: P (Aitchison 2020) Eq. 2 and 4; see :eq:`eq-second-moment`.
     """
 
     averages: ClassVar[bool] = True

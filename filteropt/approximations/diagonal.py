@@ -51,7 +51,7 @@ class Diagonal(Posterior):
         >>> disp, post.cov.variance
         (tensor([-0.2500]), tensor([0.2500]))
 
-    Source: P (Aitchison 2020) Eq. 15–17.
+    Source: P (Aitchison 2020) Eq. 15–17; derived in :eq:`eq-predict` and :eq:`eq-condition`.
     """
 
     initial_variance: Annotated[float, Interval("(0, inf)")] | None = None

@@ -50,7 +50,8 @@ class FixedPoint(Posterior):
         >>> FixedPoint().condition(0.0, Belief((), ()), obs, adam)[0]    # -lr * 2 / sqrt(16)
         tensor([-0.0500])
 
-    Source: P (Aitchison 2020) Eq. 19–20, Algorithm 2.
+    Source: P (Aitchison 2020) Eq. 19–20; derived in :eq:`eq-fixed-point-exact` and
+    :eq:`eq-fixed-point-taylor`, its error in :eq:`eq-taylor-error`.
     """
 
     stationary: ClassVar[bool] = True

@@ -52,7 +52,8 @@ class SquaredGradient(Likelihood):
         >>> obs.grad, obs.curvature.values
         (tensor([6.]), tensor([36.]))
 
-    Source: P (Aitchison 2020) Eq. 17–18, Algorithm 1.
+    Source: P (Aitchison 2020) Eq. 17–18; derived in :eq:`eq-squared-gradient` and
+    :eq:`eq-momentum`.
     """
 
     averages: ClassVar[bool] = False

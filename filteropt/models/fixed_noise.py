@@ -50,7 +50,8 @@ class FixedNoise(Dynamics):
         >>> round(float(tr.c * tr.F[0][0] ** 2 * 0.5 + tr.Q[0]), 12)    # σ² stays σ²
         0.5
 
-    Source: P (Aitchison 2020) Eq. 12–16, Eq. 18a; the exact form is the released code's.
+    Source: P (Aitchison 2020) Eq. 12–16, 18a; derived in :eq:`eq-euler`,
+    :eq:`eq-exact-discretization` and :eq:`eq-decay`. The exact form is the released code's.
     """
 
     k: ClassVar[int] = 1
@@ -65,7 +66,7 @@ class FixedNoise(Dynamics):
 
     @property
     def initial_variance(self) -> float:
-        """The variance before any evidence: σ²."""
+        """σ², the variance before any evidence."""
         return float(self.prior_variance)
 
     def transition(self, t: Tensor | float) -> Transition:
