@@ -95,24 +95,25 @@ def _require_real(p: Tensor, name: str) -> None:
         )
 
 
-def name_of(group: dict[str, Any], i: int, model: nn.Module | None) -> str:
+def name_of(groups: list[dict[str, Any]], index: int, i: int, model: nn.Module | None) -> str:
     """What to call a parameter in a message.
 
     Args:
-        group: its group, which knows names if it was given named parameters.
+        groups: the optimizer's groups, which know names if named parameters were given.
+        index: the parameter's group.
         i: its place there.
         model: the module that may know its name.
 
     Returns:
         The parameter's name, or its place and shape.
     """
-    if "param_names" in group:
-        return f"parameter {group['param_names'][i]!r}"
-    p = group["params"][i]
+    if "param_names" in groups[index]:
+        return f"parameter {groups[index]['param_names'][i]!r}"
+    p = groups[index]["params"][i]
     for name, q in model.named_parameters() if model is not None else ():
         if q is p:
             return f"parameter {name!r}"
-    return f"parameter {i} of its group (shape {tuple(p.shape)})"
+    return f"parameter {i} of group {index} (shape {tuple(p.shape)})"
 
 
 def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:

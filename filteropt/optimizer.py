@@ -70,8 +70,9 @@ class FilterOptimizer(CheckpointedOptimizer):
         >>> opt.step()
 
     Note:
-        ``lr = 0`` freezes a group: its parameters and beliefs stay as they are, bit for bit.
-        A preset without a hyperparameter ``lr`` gets a group key ``lr = 1.0`` that is a plain gain.
+        ``lr = 0`` freezes a group: parameters and beliefs stay as they are, bit for bit. A group
+        built with it has no base, so a later lr is taken as it is (r = 1). A preset without a
+        hyperparameter ``lr`` gets the group key ``lr = 1.0``, a plain gain.
     """
 
     preset: Preset
@@ -206,7 +207,7 @@ class FilterOptimizer(CheckpointedOptimizer):
         groups = self.param_groups
         filters = [self._filter(group) for group in groups]
         aheads = [self._ahead(g, f) for g, f in zip(groups, filters, strict=True)]
-        readings = [self._read(g, f) for g, f in zip(groups, filters, strict=True)]
+        readings = [self._read(i, f) for i, f in enumerate(filters)]
         live = [r for g, read in zip(groups, readings, strict=True) if g["lr"] for r in read]
         if not measure.all_finite(live):
             if self.on_nonfinite == "skip":
@@ -220,13 +221,13 @@ class FilterOptimizer(CheckpointedOptimizer):
                 execute.update(filter, read, states, gain=self._gain(group), ahead=ahead)
         return loss
 
-    def _read(self, group: Group, filter: Filter) -> list[Reading]:
+    def _read(self, index: int, filter: Filter) -> list[Reading]:
         """Gather what the likelihood needs, before anything is changed."""
-        readings = []
+        group, readings = self.param_groups[index], []
         for i, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
-            name = partial(measure.name_of, group, i, self.model)
+            name = partial(measure.name_of, self.param_groups, index, i, self.model)
             if self.state.get(p, {}).get("evaluating"):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
             raw = measure.gather(p, name, maximize=group["maximize"])

@@ -1,0 +1,1 @@
+"""The contract of a PyTorch optimizer, checked on every class of `filteropt.presets.__all__`."""

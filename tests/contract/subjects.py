@@ -1,0 +1,108 @@
+"""The optimizer classes under contract: `torch.optim.AdamW` as reference, then every preset.
+
+A class listed in `filteropt.presets.__all__` joins by being listed there. `SPECIAL` is for a class
+whose defaults are not enough: keywords that a test problem needs, or further variants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from filteropt import presets
+
+PROBE = torch.zeros(2, dtype=torch.float64)
+WORDS = {
+    "schedule": "model",
+    "linearize_at": "prediction",
+    "discretization": "exact",
+    "fixed_point": "exact",
+}
+BOOKKEEPING = {"base_lr"}  # keys of a group that are no constructor keywords
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An optimizer class and what the tests need to know about it.
+
+    Attributes:
+        cls: the class.
+        keywords: constructor keywords used in every test beside the class' own defaults.
+        numbers_per_weight: how many state numbers a weight may cost.
+        cancels: hyperparameters that scale the belief but provably cancel in the weights.
+    """
+
+    cls: type[torch.optim.Optimizer]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    numbers_per_weight: int = 2
+    cancels: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        """Return the name used in test ids."""
+        return "-".join([self.cls.__name__, *(str(v) for v in self.keywords.values())])
+
+    def __call__(self, params: Iterable[Any], **changes: Any) -> torch.optim.Optimizer:
+        """Return an optimizer of these parameters."""
+        return self.cls(params, **{**self.keywords, **changes})
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the hyperparameters and the values used in the tests."""
+        opt = self([torch.nn.Parameter(PROBE.clone())])
+        return {k: v for k, v in opt.defaults.items() if k not in BOOKKEEPING}
+
+    def numeric(self) -> dict[str, Any]:
+        """Return the hyperparameters that are a number or a tuple of numbers."""
+        return {k: v for k, v in self.defaults().items() if is_number(v) or isinstance(v, tuple)}
+
+    def variations(self) -> list[tuple[str, Any]]:
+        """Return each numeric hyperparameter with another legal value, tuples entry by entry."""
+        found = []
+        for name, value in self.numeric().items():
+            if isinstance(value, tuple):
+                for i, entry in enumerate(value):
+                    found.append((name, (*value[:i], another(entry), *value[i + 1 :])))
+            else:
+                found.append((name, another(value)))
+        return found
+
+    def rewordings(self) -> list[tuple[str, str]]:
+        """Return each hyperparameter that is a word with another legal word."""
+        defaults = self.defaults()
+        return [(k, w) for k, w in WORDS.items() if k in defaults and defaults[k] != w]
+
+
+def is_number(value: object) -> bool:
+    """Return whether it is a number, where True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def another(value: float) -> float:
+    """Return a legal value that is clearly different."""
+    if isinstance(value, int):
+        return value + 1
+    return value / 2 if 0 < value < math.inf else 0.03
+
+
+# With variance lr_sgd / B and gradient B g, Taylor's fixed point is proportional to 1 / B; and
+# that of r lr and r lr_sgd is r times that of lr and lr_sgd, whichever way r comes in.
+TAYLOR = {"cancels": frozenset({"batch_size", "schedule"})}
+
+# Class name to the fields of one `Subject` or more: {"VON": [{"keywords": {"dataset_size": 8}}]}.
+SPECIAL: dict[str, list[dict[str, Any]]] = {
+    "AdaBayes": [{}, {"keywords": {"linearize_at": "prediction"}}],
+    "AdaBayesFP": [TAYLOR, {"keywords": {"schedule": "model"}, **TAYLOR}],
+}
+
+ADAMW = Subject(torch.optim.AdamW)
+FILTERS = [
+    Subject(getattr(presets, name), **fields)
+    for name in presets.__all__
+    for fields in SPECIAL.get(name, [{}])
+]
+SUBJECTS = [ADAMW, *FILTERS]
+VARIATIONS = [(subject, *case) for subject in SUBJECTS for case in subject.variations()]
+REWORDINGS = [(subject, *case) for subject in FILTERS for case in subject.rewordings()]
