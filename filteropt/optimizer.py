@@ -48,8 +48,7 @@ class FilterOptimizer(CheckpointedOptimizer):
         on_nonfinite: ``"raise"`` a :class:`filteropt.NonFiniteGradientError` when a gradient or its
             square is not finite, or ``"skip"`` the whole step; either way nothing changes.
         fused: ``None`` or ``False``: the eager executor, which is the only one so far.
-        model: the module that owns the parameters, to name them in messages where ``params`` does
-            not.
+        model: the parameters' module, to name them in messages where ``params`` does not.
         **hyperparameters: the preset's own, by name; stored in every group.
 
     Raises:
