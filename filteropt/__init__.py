@@ -4,6 +4,7 @@ from filteropt import approximations, engine, models, presets, testing
 from filteropt.engine import IncompatibleComposition
 from filteropt.optimizer import FilterOptimizer
 from filteropt.presets import AdaBayes, AdaBayesFP
+from filteropt.recipe import variant
 from filteropt.types import NonFiniteGradientError
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "models",
     "presets",
     "testing",
+    "variant",
 ]
 
 __version__ = "0.1.0"

@@ -10,11 +10,15 @@ from torch.optim import Optimizer
 __all__ = ["CheckpointedOptimizer"]
 
 
+HOST = frozenset({"decay", "evaluating"})
+"""Numbers that stay on the CPU, as ``step`` does, where reading them stalls no device."""
+
+
 class CheckpointedOptimizer(Optimizer):
     """An optimizer whose state keeps its own dtype and is checked before it is loaded."""
 
-    def _expected_state(self, group: dict[str, Any]) -> set[str]:
-        """The names of the tensors that a group's parameters keep."""
+    def _expected_state(self, group: dict[str, Any], p: Tensor) -> set[str]:
+        """The names of the tensors that a parameter of such a group keeps."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -38,8 +42,9 @@ class CheckpointedOptimizer(Optimizer):
             for i, p in self._pairs(checkpoint):
                 for name, saved in checkpoint["state"].get(i, {}).items():
                     cast = self.state[p][name]
-                    if isinstance(saved, Tensor) and saved.dtype != cast.dtype:
-                        self.state[p][name] = saved.detach().to(cast.device, copy=True)
+                    if isinstance(saved, Tensor) and (saved.dtype != cast.dtype or name in HOST):
+                        device = "cpu" if name in HOST else cast.device
+                        self.state[p][name] = saved.detach().to(device, copy=True)
 
         hooks = [
             self.register_load_state_dict_pre_hook(inspect),
@@ -59,14 +64,16 @@ class CheckpointedOptimizer(Optimizer):
 
     def _check(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another optimizer's checkpoint before anything is changed."""
+        groups = {}
         for saved in checkpoint["param_groups"]:
-            if missing := [name for name in self.defaults if name not in saved]:
+            if missing := [k for k in (*self.defaults, "base_lr") if k not in saved]:
                 self._refuse(f"has groups without {', '.join(missing)}")
-            expected = self._expected_state(saved)
-            for i in saved["params"]:
-                found = set(checkpoint["state"].get(i, ()))
-                if found and found - {"prediction"} != expected:
-                    self._refuse(f"holds {sorted(found)} for a parameter, not {sorted(expected)}")
+            groups.update(dict.fromkeys(saved["params"], saved))
+        for i, p in self._pairs(checkpoint):
+            found = set(checkpoint["state"].get(i, ()))
+            expected = self._expected_state(groups[i], p)
+            if found and found - {"prediction"} != expected:
+                self._refuse(f"holds {sorted(found)} for a parameter, not {sorted(expected)}")
 
     def _refuse(self, what: str) -> NoReturn:
         raise ValueError(
@@ -76,14 +83,13 @@ class CheckpointedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle, a copy or a checkpoint; groups get the keys they lack."""
-        self._filters: dict[object, Any] = {}
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: everything but hooks."""
-        dropped = {name for name in self.__dict__ if name.endswith("_hooks")} | {"_filters"}
+        """What pickling and copying keep: everything but hooks, and a scheduler's wrapped step."""
+        dropped = {name for name in self.__dict__ if name.endswith("_hooks")} | {"step"}
         kept = {name: value for name, value in self.__dict__.items() if name not in dropped}
         return {**kept, **super().__getstate__()}

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from filteropt import approximations
 from filteropt.approximations import Identity
-from filteropt.linalg import scalar
-from filteropt.trees import tree_map
+from filteropt.linalg import belief_dtype, scalar
+from filteropt.trees import names, tree_map
 from filteropt.types import (
     Basis,
     Dynamics,
@@ -47,6 +47,10 @@ __all__ = [
     "template",
     "variance",
 ]
+
+
+RESERVED = ("step", "decay", "evaluating", "prediction")
+"""State names that the optimizer itself uses."""
 
 
 class IncompatibleComposition(ValueError):  # ruff: ignore[error-suffix-on-exception-name] - the name states the fact
@@ -151,9 +155,7 @@ def init(filter: Filter, p: Tensor) -> State:
     Returns:
         A state in float32 for half-precision parameters, else in the parameter's dtype.
     """
-    like_p = p.detach()
-    if p.dtype in {torch.bfloat16, torch.float16}:
-        like_p = like_p.float()
+    like_p = p.detach().to(belief_dtype(p))
     return State(
         filter.posterior.init(like_p, initial_variance(filter), filter.dynamics.k),
         filter.likelihood.init(like_p),
@@ -173,14 +175,15 @@ def variance(filter: Filter, scalars: Scalars, state: State) -> Tensor:
         Σ⁺, shaped like the parameter, in squared weight units.
     """
     curvature = filter.likelihood.curvature(state.like, scalars.likelihood)
-    return filter.posterior.variance(state.belief, curvature, scalars.transition)
+    rotated = filter.posterior.variance(state.belief, curvature, scalars.transition)
+    return filter.basis.variance(state.basis, rotated)
 
 
-def initial_variance(filter: Filter) -> float:
+def initial_variance(filter: Filter) -> Scalar:
     """The variance before any evidence: the posterior's word, else the dynamics', else 0.01."""
     for part in (filter.posterior, filter.dynamics):
         if (given := getattr(part, "initial_variance", None)) is not None:
-            return float(given)
+            return given  # type: ignore[no-any-return]  # parts annotate it as a Scalar
     transition = filter.dynamics.transition(scalar(1))
     carried = float(transition.c * transition.F[0][0] ** 2)
     noise = float(transition.Q[0])
@@ -200,6 +203,10 @@ def check(filter: Filter) -> None:
     if dynamics.k not in posterior.latents:
         _refuse(dynamics, posterior, f"its {dynamics.k} latents per weight cannot be held there",
                 _parts(lambda part: dynamics.k in getattr(part, "latents", ())))  # fmt: skip
+    gathered = frozenset(Raw._fields)
+    if missing := likelihood.needs - gathered:
+        _refuse(likelihood, posterior, f"nothing gathers the {', '.join(sorted(missing))} it needs",
+                _parts(lambda part: getattr(part, "needs", missing) <= gathered))  # fmt: skip
     if likelihood.gives not in posterior.accepts:
         _refuse(likelihood, posterior, f"its {likelihood.gives.__name__} curvature is not accepted",
                 _parts(lambda part: likelihood.gives in getattr(part, "accepts", ())))  # fmt: skip
@@ -208,13 +215,17 @@ def check(filter: Filter) -> None:
                 _parts(lambda part: getattr(part, "averages", False)))  # fmt: skip
     transition = dynamics.transition(scalar(1))
     if objection := posterior.objection(transition):
-        others = _parts(
+        _refuse(dynamics, posterior, objection, _parts(
             lambda part: hasattr(part, "objection") and not part().objection(transition)
-        )
-        _refuse(dynamics, posterior, objection, others)
-    if not 0 < (var0 := initial_variance(filter)) < float("inf") and not posterior.stationary:
+            and (likelihood.averages or not part.stationary)))  # fmt: skip
+    var0 = float(initial_variance(filter))
+    if not (0 < var0 < float("inf") or posterior.stationary):
         _refuse(dynamics, posterior, f"its initial variance {var0} is not positive and finite",
                 ["an explicit initial_variance"])  # fmt: skip
+    kept = [*names(template(filter, torch.Size((1, 1)))), *RESERVED]
+    if twice := sorted({name for name in kept if kept.count(name) > 1}):
+        _refuse(likelihood, posterior, f"they, the basis or the optimizer share the state name "
+                f"{', '.join(twice)}", ["a part whose state has another name"])  # fmt: skip
 
 
 def _refuse(part: object, other: object, why: str, fitting: list[str]) -> None:
@@ -223,7 +234,7 @@ def _refuse(part: object, other: object, why: str, fitting: list[str]) -> None:
     raise IncompatibleComposition(f"{name} does not fit {other_name}: {why}. Would fit: {fits}.")
 
 
-def _parts(fits: Callable[[type], bool]) -> list[str]:
+def _parts(fits: Callable[[Any], bool]) -> list[str]:
     """Names of the shipped approximations for which ``fits`` is true."""
     return [name for name in approximations.__all__ if fits(getattr(approximations, name))]
 
@@ -242,6 +253,14 @@ def _unless_first(transition: Transition, t: Tensor) -> Transition:
     )
 
 
-def template(filter: Filter) -> State:
-    """A state of this composition that holds nothing, to give ``trees.restore`` its form."""
-    return init(filter, torch.empty(0, device="cpu"))
+def template(filter: Filter, shape: torch.Size) -> State:
+    """A state for parameters of this shape that holds nothing, to give ``trees.restore`` its form.
+
+    Args:
+        filter: the composition.
+        shape: the parameter's.
+
+    Returns:
+        A state of tensors without memory.
+    """
+    return init(filter, torch.empty(shape, device="meta"))

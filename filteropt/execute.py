@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from filteropt import engine
 from filteropt.engine import Filter, Scalars, step
-from filteropt.measure import Reading, local
+from filteropt.measure import Reading, is_dtensor, local
+from filteropt.recipe import Bound
 from filteropt.trees import leaves, names, restore, tree_map
 from filteropt.types import Raw, State
 
-__all__ = ["hold_posterior", "hold_prediction", "loop", "strict_state", "update"]
+__all__ = [
+    "Batch",
+    "hold_posterior",
+    "hold_prediction",
+    "loop",
+    "plan",
+    "strict_state",
+    "update",
+]
 
 ParameterState = dict[str, Any]
 
@@ -38,53 +47,94 @@ def loop(
         yield step(filter, numbers, state, raw, p)
 
 
-def update(
-    filter: Filter,
-    readings: list[Reading],
-    states: list[ParameterState],
-    *,
-    gain: float,
-    ahead: float | None,
-) -> None:
-    """Step the parameters of one group in place; those of equal age share their scalars.
+class Batch(NamedTuple):
+    """Parameters of one group and one age, which share their scalars.
+
+    Attributes:
+        t: the step, 1 for the first.
+        readings: the parameters and what was gathered for them.
+        scalars: the step's numbers.
+        ahead: where gradients are taken at the prediction, the fraction by which the mean is then
+            predicted to shrink until the next step; ``None`` where a step predicts first.
+    """
+
+    t: float
+    readings: list[Reading]
+    scalars: Scalars
+    ahead: float | None
+
+
+def plan(
+    bound: Bound, readings: list[Reading], ages: list[float], *, gain: float, strict: bool
+) -> list[Batch]:
+    """Work out a group's scalars, changing nothing.
 
     Args:
-        filter: the composition.
+        bound: the composition.
         readings: the parameters and what was gathered for them.
-        states: their tensors by name, ``step`` among them.
+        ages: the step that each of them is about to take, 1 for the first.
         gain: factor on the displacement.
-        ahead: where gradients are taken at the prediction: the fraction by which the mean is then
-            predicted to shrink until the next step. ``None``: a step predicts, then conditions.
+        strict: whether gradients are taken at the prediction.
+
+    Returns:
+        One batch for every age.
+
+    Raises:
+        TypeError: a sharded parameter in a posterior that is not elementwise.
+        ValueError: the predicted decay would take the whole mean away.
     """
-    form = engine.template(filter)
-    kept = names(form)
-    ages: dict[float, list[tuple[Reading, ParameterState]]] = {}
-    for reading, state in zip(readings, states, strict=True):
-        ages.setdefault(1 + float(state["step"]), []).append((reading, state))
-    for t, members in ages.items():
-        scalars = engine.scalars(filter, t)
-        if ahead is not None:  # the last step predicted the mean that the parameters hold
-            scalars = scalars._replace(decay=0.0)
-        weights = [local(reading.p) for reading, _ in members]
-        shards = [{k: local(v) for k, v in state.items()} for _, state in members]
-        work = (
-            (
-                restore(form, [shard[name] for name in kept]),
-                reading.raw,
-                p.to(reading.raw.grad.dtype),
+    filter, batches = bound.filter, []
+    for reading in readings:
+        if is_dtensor(reading.p) and not filter.posterior.elementwise:
+            raise TypeError(
+                f"{reading.name()} is sharded, but {type(filter.posterior).__name__} needs whole "
+                f"tensors; use an elementwise posterior such as Diagonal for it"
             )
-            for (reading, _), shard, p in zip(members, shards, weights, strict=True)
+    for t in sorted(set(ages)):
+        members = [r for r, age in zip(readings, ages, strict=True) if age == t]
+        scalars, ahead = engine.scalars(filter, t), None
+        if strict:  # the last step predicted the mean that the parameters hold
+            scalars = scalars._replace(decay=0.0)
+            ahead = gain * float(engine.scalars(filter, t + 1).decay)
+            if ahead >= 1:
+                raise ValueError(
+                    f"the decay per step, {ahead:.3g} (lr * weight_decay), must be below 1 with "
+                    f"linearize_at='prediction'; lower either of them"
+                )
+        batches.append(Batch(t, members, scalars, ahead))
+    return batches
+
+
+def update(
+    bound: Bound, batch: Batch, states: Mapping[Tensor, ParameterState], *, gain: float
+) -> None:
+    """Step the parameters of one batch in place.
+
+    Args:
+        bound: the composition.
+        batch: the parameters and their numbers.
+        states: every parameter's tensors by name, ``step`` among them.
+        gain: factor on the displacement.
+    """
+    weights = [local(reading.p) for reading in batch.readings]
+    shards = [{k: local(v) for k, v in states[r.p].items()} for r in batch.readings]
+    forms = [bound.form(reading.p) for reading in batch.readings]
+    kept = [names(form) for form in forms]
+    work = (
+        (restore(form, [shard[k] for k in keys]), r.raw, p.to(r.raw.grad.dtype))
+        for form, keys, shard, r, p in zip(
+            forms, kept, shards, batch.readings, weights, strict=True
         )
-        results = loop(filter, scalars, work)
-        for p, shard, (disp, new) in zip(weights, shards, results, strict=True):
-            p.add_(disp, alpha=gain)
-            for name, leaf in zip(kept, leaves(new), strict=True):
-                shard[name].copy_(leaf)
-            shard["step"].fill_(t)
-    if ahead is not None:
-        for reading, state in zip(readings, states, strict=True):
-            reading.p.mul_(1 - ahead)
-            state["decay"].fill_(ahead)
+    )
+    results = loop(bound.filter, batch.scalars, work)
+    for p, keys, shard, (disp, new) in zip(weights, kept, shards, results, strict=True):
+        p.add_(disp, alpha=gain)
+        for name, leaf in zip(keys, leaves(new), strict=True):
+            shard[name].copy_(leaf)
+        shard["step"].fill_(batch.t)
+        if batch.ahead is not None:
+            p.mul_(1 - batch.ahead)
+            shard["decay"].fill_(batch.ahead)
 
 
 def strict_state() -> ParameterState:

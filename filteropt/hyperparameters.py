@@ -146,12 +146,28 @@ def _strip(hint: Any) -> tuple[Any, Interval | None]:
     return base, next((m for m in metadata if isinstance(m, Interval)), None)
 
 
+def hints_of(owner: Any, *, metadata: bool = True) -> dict[str, Any]:
+    """The annotations of a function's arguments or a class' fields.
+
+    Args:
+        owner: a function, a class, or an object that can be called.
+        metadata: keep ranges, else give the types alone.
+
+    Returns:
+        Annotations by name; none where there are none.
+    """
+    while isinstance(owner, functools.partial):
+        owner = owner.func
+    if not (inspect.isroutine(owner) or inspect.isclass(owner)):
+        owner = type(owner).__call__
+    return _hints(owner, metadata)
+
+
 @functools.lru_cache(maxsize=256)
-def hints_of(owner: Hashable) -> dict[str, Any]:
-    """The annotations of a function's arguments or a class' fields, metadata included."""
+def _hints(owner: Hashable, metadata: bool) -> dict[str, Any]:
     try:
-        hints = get_type_hints(owner, include_extras=True)
-    except TypeError:  # a callable object, such as functools.partial, has no annotations
+        hints = get_type_hints(owner, include_extras=metadata)
+    except (TypeError, NameError):  # unannotated, or names that exist for type checkers only
         return {}
     hints.pop("return", None)
     return hints

@@ -7,12 +7,17 @@ from torch import Tensor
 
 from filteropt.types import Scalar
 
-__all__ = ["scalar", "stationary_flow", "stationary_variance"]
+__all__ = ["belief_dtype", "scalar", "stationary_flow", "stationary_variance"]
 
 
 def scalar(x: Scalar) -> Tensor:
     """``x`` as a 0-d float64 tensor: hyperparameter arithmetic is done in double precision."""
     return torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu"))
+
+
+def belief_dtype(p: Tensor) -> torch.dtype:
+    """Beliefs about half-precision weights are kept in float32, others in the weights' dtype."""
+    return torch.float32 if p.dtype in {torch.bfloat16, torch.float16} else p.dtype
 
 
 def stationary_variance(h: Tensor, a: Scalar, q: Scalar, lost: Scalar | None = None) -> Tensor:
@@ -52,7 +57,7 @@ def stationary_flow(h: Tensor, rate: Scalar, noise: Scalar) -> Tensor:
     Solves :math:`0 = q - \rho\Sigma - h\Sigma^2`. For fixed noise (:math:`\rho = \eta^2/\sigma^2`,
     :math:`q = \eta^2`) this is :math:`1/\Sigma = 1/(2\sigma^2) + \sqrt{1/(4\sigma^4) + h/\eta^2}`,
     here as :math:`\sqrt q/(u + \sqrt{u^2 + h})` with :math:`u = \rho/(2\sqrt q)`, where nothing
-    overflows unless h does.
+    overflows unless h or u² does.
 
     Derived in :eq:`eq-kalman-bucy`.
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from filteropt.linalg import belief_dtype
 from filteropt.types import NonFiniteGradientError, Raw
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Reading", "all_finite", "belief_dtype", "gather", "local", "raise_nonfinite"]
+__all__ = ["Reading", "all_finite", "gather", "local", "raise_nonfinite"]
 
 
 class Reading(NamedTuple):
@@ -31,11 +32,6 @@ class Reading(NamedTuple):
     p: Tensor
     raw: Raw
     limit: float
-
-
-def belief_dtype(p: Tensor) -> torch.dtype:
-    """Beliefs about half-precision weights are kept in float32, others in the weights' dtype."""
-    return torch.float32 if p.dtype in {torch.bfloat16, torch.float16} else p.dtype
 
 
 def gather(p: Tensor, name: Callable[[], str], *, maximize: bool) -> Raw:

@@ -13,9 +13,11 @@ from torch.optim.optimizer import ParamsT
 from filteropt import engine, execute, measure
 from filteropt.checkpoint import CheckpointedOptimizer
 from filteropt.engine import Filter
-from filteropt.hyperparameters import LearningRate, check_values, hints_of
+from filteropt.execute import Batch
+from filteropt.hyperparameters import check_values, hints_of
 from filteropt.measure import Reading
-from filteropt.signature import constructor, plain, preset_values, scheduled_names
+from filteropt.recipe import Bound, Recipe
+from filteropt.signature import constructor, native
 from filteropt.trees import leaves, names, restore, tree_map
 
 __all__ = ["FilterOptimizer"]
@@ -29,13 +31,15 @@ class FilterOptimizer(CheckpointedOptimizer):
 
     .. math:: \mu \leftarrow \mu + r\,\Delta\mu, \qquad r = \text{lr}/\text{base\_lr},
 
-    where :math:`\Delta\mu` is what the engine's step returns. The preset is called again in every
-    step with the group's present hyperparameters, so schedulers and per-group values need nothing
+    where :math:`\Delta\mu` is what the engine's step returns. The preset is called again when
+    a group's hyperparameters have changed, so schedulers and per-group values need nothing
     from any part. See :eq:`eq-schedule` and :eq:`eq-linearize`.
 
     Args:
         params: parameters, named parameters or groups of them, as in every PyTorch optimizer.
-        preset: a function from hyperparameters to a :class:`filteropt.engine.Filter`.
+        preset: a pure function from hyperparameters to a :class:`filteropt.engine.Filter`, such
+            as :func:`filteropt.variant` makes. Where its signature ends in ``**``, it is passed
+            what is named here, and no other key of a group.
         schedule: what a scheduler's ``lr`` means. ``"gain"``: the belief is filtered with the lr
             given at construction, kept as ``base_lr``, and r multiplies the displacement.
             ``"model"``: the dynamics themselves use the present lr, with the other learning rates
@@ -57,12 +61,10 @@ class FilterOptimizer(CheckpointedOptimizer):
         IncompatibleComposition: the preset's slots do not fit.
 
     Example:
-        >>> from dataclasses import replace
         >>> import torch, filteropt
         >>> from filteropt.approximations import FixedPoint
         >>> from filteropt.presets import adabayes_fp
-        >>> def exact(**h):
-        ...     return replace(adabayes_fp(**h), posterior=FixedPoint("exact"))
+        >>> exact = filteropt.variant(adabayes_fp, posterior=FixedPoint("exact"))
         >>> w = torch.nn.Parameter(torch.ones(3))
         >>> opt = filteropt.FilterOptimizer([w], exact, lr=1e-2, batch_size=32)
         >>> w.square().sum().backward()
@@ -103,15 +105,15 @@ class FilterOptimizer(CheckpointedOptimizer):
         self.model = model
         self.on_nonfinite = on_nonfinite
         self.fused = fused
-        self._filters: dict[object, Filter] = {}
-        values = preset_values(type(self).__name__, preset, hyperparameters)
-        self._hyperparameters = tuple(values)
+        self._recipe = Recipe(type(self).__name__, preset, hyperparameters)
+        values = {name: native(value) for name, value in self._recipe.defaults.items()}
         super().__init__(params, {"lr": 1.0, **values, **options})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give a class that states its ``preset`` a constructor with the preset's signature."""
         super().__init_subclass__(**kwargs)
-        if "preset" in cls.__dict__ and "__init__" not in cls.__dict__:
+        made = hasattr(cls.__init__, "__signature__") or cls.__init__ is FilterOptimizer.__init__
+        if "preset" in cls.__dict__ and made:  # else a constructor written by hand is in between
             cls.__init__ = constructor(cls.preset, FilterOptimizer.__init__)  # type: ignore[method-assign]  # made, not written
 
     # Groups -----------------------------------------------------------------------------------
@@ -128,52 +130,18 @@ class FilterOptimizer(CheckpointedOptimizer):
         """
         if isinstance(param_group, dict) and "params" in param_group:
             measure.reject_complex(param_group)
+            param_group.update({k: native(v) for k, v in param_group.items() if k in self.defaults})
             merged = {**self.defaults, "base_lr": None, **param_group}
-            self._filter(merged)
+            self._bind({**merged, "base_lr": merged["base_lr"] or merged["lr"]})
             if merged["base_lr"] is None:
                 param_group["base_lr"] = float(merged["lr"])
         super().add_param_group(param_group)
 
-    def _filter(self, group: Group) -> Filter:
+    def _bind(self, group: Group) -> Bound:
         """The composition for a group's present hyperparameters, once they are found to be fine."""
-        lr, owner = plain(group["lr"]), type(self).__name__
         options = {k: group[k] for k in ("schedule", "linearize_at", "maximize")}
-        hints = {**hints_of(FilterOptimizer.__init__), "lr": LearningRate}
-        check_values(owner, {"lr": lr, **options}, hints)
-        values = {name: plain(group[name]) for name in self._hyperparameters}
-        base_lr, ratio = group["base_lr"] or lr, 1.0
-        if "lr" in values:
-            by_model = lr and group["schedule"] == "model"
-            values["lr"], ratio = (lr, lr / base_lr) if by_model else (base_lr, 1.0)
-        key = (ratio, repr(values))
-        if key not in self._filters:
-            check_values(owner, values, hints_of(self.preset))
-            for name in scheduled_names(self.preset) & values.keys():
-                values[name] *= ratio
-            filter = self.preset(**values)
-            if base_lr:  # else frozen until an lr is given
-                engine.check(filter)
-            if len(self._filters) >= 64:
-                self._filters.clear()
-            self._filters[key] = filter
-        return self._filters[key]
-
-    def _ahead(self, group: Group, filter: Filter) -> float | None:
-        """The shrinkage that a strict step predicts; ``None`` where gradients are posterior."""
-        if group["linearize_at"] == "posterior":
-            return None
-        decay = self._gain(group) * float(engine.scalars(filter, 1).decay)
-        if decay >= 1:
-            raise ValueError(
-                f"{type(self).__name__}: the decay per step, {decay:.3g} (lr * weight_decay), must "
-                f"be below 1 with linearize_at='prediction'; lower either of them"
-            )
-        return decay
-
-    def _gain(self, group: Group) -> float:
-        """r, the factor on the displacement."""
-        by_model = group["schedule"] == "model" and "lr" in self._hyperparameters
-        return 1.0 if by_model or not group["base_lr"] else float(group["lr"]) / group["base_lr"]
+        check_values(type(self).__name__, options, hints_of(FilterOptimizer.__init__))
+        return self._recipe.bind(group)
 
     # The step ---------------------------------------------------------------------------------
 
@@ -203,43 +171,59 @@ class FilterOptimizer(CheckpointedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = self.param_groups
-        filters = [self._filter(group) for group in groups]
-        aheads = [self._ahead(g, f) for g, f in zip(groups, filters, strict=True)]
-        readings = [self._read(i, f) for i, f in enumerate(filters)]
-        live = [r for g, read in zip(groups, readings, strict=True) if g["lr"] for r in read]
-        if not measure.all_finite(live):
+        bounds = [self._bind(group) for group in self.param_groups]
+        work = [self._read(i, bound) for i, bound in enumerate(bounds)]
+        if not measure.all_finite([r for _, readings, _ in work for r in readings]):
             if self.on_nonfinite == "skip":
                 return loss
-            measure.raise_nonfinite(live)
-        for group, filter, ahead, read in zip(groups, filters, aheads, readings, strict=True):
-            states = [self.state[r.p] for r in read]
-            for reading, state in zip(read, states, strict=True):
-                state.update({} if state else self._fresh(group, reading.p))
-            if group["lr"]:
-                execute.update(filter, read, states, gain=self._gain(group), ahead=ahead)
+            measure.raise_nonfinite([r for _, readings, _ in work for r in readings])
+        for group, bound, (frozen, readings, batches) in zip(
+            self.param_groups, bounds, work, strict=True
+        ):
+            for p in (*frozen, *(reading.p for reading in readings)):
+                self._prepare(group, p)
+            gain = self._recipe.gain(group)
+            for batch in batches:
+                execute.update(bound, batch, self.state, gain=gain)
         return loss
 
-    def _read(self, index: int, filter: Filter) -> list[Reading]:
-        """Gather what the likelihood needs, before anything is changed."""
-        group, readings = self.param_groups[index], []
-        for i, p in enumerate(group["params"]):
-            if p.grad is None:
-                continue
+    def _read(self, index: int, bound: Bound) -> tuple[list[Tensor], list[Reading], list[Batch]]:
+        """Gather and plan a group's step, before anything is changed."""
+        group = self.param_groups[index]
+        live = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
+        if not group["lr"]:
+            return [p for _, p in live], [], []
+        readings, ages = [], []
+        for i, p in live:
             name = partial(measure.name_of, self.param_groups, index, i, self.model)
-            if self.state.get(p, {}).get("evaluating"):
+            state = self.state.get(p, {})
+            if state.get("evaluating"):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
             raw = measure.gather(p, name, maximize=group["maximize"])
-            limit = filter.likelihood.gradient_limit(raw.grad.dtype)
+            largest = torch.finfo(raw.grad.dtype).max
+            limit = min(largest, bound.filter.likelihood.gradient_limit(raw.grad.dtype))
             readings.append(Reading(name, p, raw, limit))
-        return readings
+            ages.append(1 + float(state.get("step", 0.0)))
+        strict = group["linearize_at"] == "prediction"
+        gain = self._recipe.gain(group)
+        return [], readings, execute.plan(bound, readings, ages, gain=gain, strict=strict)
+
+    def _prepare(self, group: Group, p: Tensor) -> None:
+        """Give a parameter the state that its group's options need."""
+        state = self.state[p]
+        if not state:
+            state.update(self._fresh(group, p))
+        elif group["linearize_at"] == "posterior":  # a group may change its mind
+            for name in execute.strict_state():
+                state.pop(name, None)
+        else:
+            state.update({k: v for k, v in execute.strict_state().items() if k not in state})
 
     def _fresh(self, group: Group, p: Tensor) -> Group:
         """The state before the first gradient: the constructed ``lr``'s prior."""
-        filter = self._filter({**group, "lr": group["base_lr"]})
+        initial = engine.init(self._bind({**group, "lr": group["base_lr"]}).filter, p)
         step = torch.zeros((), dtype=torch.float32, device="cpu")
         strict = execute.strict_state() if group["linearize_at"] == "prediction" else {}
-        initial = engine.init(filter, p)
         return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **strict}
 
     # The belief -------------------------------------------------------------------------------
@@ -262,13 +246,13 @@ class FilterOptimizer(CheckpointedOptimizer):
         """
         for group in self.param_groups:
             if any(q is p for q in group["params"]):
-                filter = self._filter(group)
-                engine.check(filter)
+                bound = self._bind(group)
+                engine.check(bound.filter)
                 state = self.state.get(p) or self._fresh(group, p)
-                scalars = engine.scalars(filter, float(state["step"]))
-                form = engine.template(filter)
+                scalars = engine.scalars(bound.filter, float(state["step"]))
+                form = bound.form(p)
                 belief = restore(form, [state[name] for name in names(form)])
-                return engine.variance(filter, tree_map(float, scalars), belief)
+                return engine.variance(bound.filter, tree_map(float, scalars), belief)
         raise ValueError(f"posterior_variance: a tensor of shape {tuple(p.shape)} is not optimized")
 
     def train(self, mode: bool = True) -> FilterOptimizer:
@@ -295,6 +279,6 @@ class FilterOptimizer(CheckpointedOptimizer):
         """
         return self.train(False)
 
-    def _expected_state(self, group: Group) -> set[str]:
-        """The names of the tensors that a group's parameters keep."""
-        return set(self._fresh({**group, "base_lr": group["lr"]}, torch.empty(0, device="cpu")))
+    def _expected_state(self, group: Group, p: Tensor) -> set[str]:
+        """The names of the tensors that a parameter of such a group keeps."""
+        return set(self._fresh(group, torch.empty(p.shape, device="meta")))

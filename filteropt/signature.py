@@ -5,50 +5,64 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor
 
 from filteropt.hyperparameters import Scheduled, hints_of
 
-__all__ = ["constructor", "plain", "preset_values", "scheduled_names"]
+__all__ = ["constructor", "native", "plain", "preset_values", "scheduled_names"]
+
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def preset_values(
     owner: str, preset: Callable[..., Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A preset's hyperparameters with the given values, else its defaults.
 
     Args:
         owner: who takes them, for the message.
         preset: the preset.
-        given: hyperparameters by name.
+        given: hyperparameters by name; ``lr`` is a gain if the preset does not take it.
 
     Returns:
-        Every hyperparameter of the signature; with ``**`` in it, also every other one given.
+        Values by name, and the names of those that the preset takes, which with ``**`` in its
+        signature are all.
 
     Raises:
         TypeError: an unknown hyperparameter, or a missing one that has no default.
     """
-    parameters = inspect.signature(preset).parameters
-    named = {n: p for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    if len(named) == len(parameters):
-        for name, value in given.items():
-            if name not in named:
-                raise TypeError(
-                    f"{owner} has no hyperparameter {name!r} (given {value!r}); "
-                    f"it takes {', '.join(named)}"
-                )
-    values = {n: p.default for n, p in named.items()} | dict(given)
+    parameters = inspect.signature(preset).parameters.values()
+    named = {p.name: p.default for p in parameters if p.kind not in VARIADIC}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    for name, value in given.items():
+        if not takes_any and name not in {*named, "lr"}:
+            raise TypeError(
+                f"{owner} has no hyperparameter {name!r} (given {value!r}); "
+                f"it takes {', '.join(named)}"
+            )
+    values = named | dict(given)
     for name, value in values.items():
         if value is inspect.Parameter.empty:
             raise TypeError(f"{owner} needs a value for {name!r}")
-    return values
+    return values, tuple(name for name in values if takes_any or name in named)
+
+
+def native(value: Any) -> Any:
+    """A number of any library as an int or float, which is what a ``state_dict`` may hold."""
+    if type(value) in {tuple, list}:
+        return type(value)(native(x) for x in value)
+    if isinstance(value, bool) or type(value) in {int, float} or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def plain(value: Any) -> Any:
-    """A hyperparameter as a plain value: a one-element tensor as its number."""
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    """A hyperparameter's present value: a one-element tensor as its number."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else native(value)
 
 
 def scheduled_names(preset: Callable[..., Any]) -> frozenset[str]:
@@ -56,7 +70,11 @@ def scheduled_names(preset: Callable[..., Any]) -> frozenset[str]:
     return frozenset(
         name
         for name, hint in hints_of(preset).items()
-        if any(isinstance(m, Scheduled) for m in getattr(hint, "__metadata__", ()))
+        if any(
+            isinstance(m, Scheduled)
+            for part in (hint, *getattr(hint, "__args__", ()))
+            for m in getattr(part, "__metadata__", ())
+        )
     )
 
 
@@ -71,19 +89,19 @@ def constructor(preset: Callable[..., Any], init: Callable[..., None]) -> Callab
         ``__init__(self, params, <the preset's arguments>, *, <the optimizer's keywords>)``.
     """
     common = list(inspect.signature(init).parameters.values())
-    types = get_type_hints(preset)
+    types = hints_of(preset, metadata=False)
     own = [
         parameter.replace(annotation=types.get(parameter.name, parameter.annotation))
         for parameter in inspect.signature(preset).parameters.values()
+        if parameter.kind not in VARIADIC
     ]
     keywords = [x for x in common if x.kind is inspect.Parameter.KEYWORD_ONLY]
     signature = inspect.Signature([*common[:2], *own, *keywords])
 
     @functools.wraps(init)
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-        unknown = {k: v for k, v in kwargs.items() if k not in signature.parameters}
-        preset_values(type(self).__name__, preset, unknown)
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        known = {k: v for k, v in kwargs.items() if k in signature.parameters}
+        given = {**kwargs, **signature.bind(self, *args, **known).arguments}
         del given["self"]
         init(self, given.pop("params"), preset, **given)
 

@@ -79,9 +79,9 @@ def check_dynamics(dynamics: Dynamics) -> None:
 def _check_flow(transition: Transition, flow: Flow) -> None:
     lost = 1 - float(transition.c * transition.F[0][0] ** 2)
     rate, noise = float(flow.rate), float(flow.noise)
-    _law(abs(rate - lost) <= 2 * lost**2 + 1e-12, "flow.rate is 1 - cF² to first order")
+    _law(abs(rate - lost) <= rate**2 + 1e-12, "flow.rate is 1 - cF² to first order")
     gap = abs(noise - float(transition.Q[0]))
-    _law(gap <= (2 * abs(lost) + 1e-12) * noise, "flow.noise is Q to first order")
+    _law(gap <= (rate + 1e-12) * noise, "flow.noise is Q to first order")
 
 
 def check_likelihood(likelihood: Likelihood) -> None:

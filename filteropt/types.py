@@ -213,7 +213,7 @@ class Posterior(Protocol):
         """Why these dynamics do not fit, as a clause; ``None`` if they do."""
         return None
 
-    def init(self, p: Tensor, var0: float, k: int) -> Belief:
+    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
         """The prior of the first step: variance ``var0`` for every weight of ``p``."""
 
     def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
@@ -239,6 +239,9 @@ class Basis(Protocol):
 
     def backward(self, basis: Any, x: Tensor) -> Tensor:
         """``x`` back in the parameter's coordinates."""
+
+    def variance(self, basis: Any, variance: Tensor) -> Tensor:
+        """The parameter's marginal variances, given independent ones in these coordinates."""
 
 
 class Projection(Protocol):

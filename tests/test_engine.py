@@ -134,6 +134,9 @@ class Rotated(Basis):
     def backward(self, basis: Any, x: Tensor) -> Tensor:
         return basis[0] @ x if x.numel() else x
 
+    def variance(self, basis: Any, variance: Tensor) -> Tensor:
+        return basis[0].square() @ variance
+
 
 def test_basis_slot_runs_the_same_filter_in_other_coordinates():
     """Training rotated weights in a rotated basis is the rotation of training plain ones."""
@@ -146,13 +149,15 @@ def test_basis_slot_runs_the_same_filter_in_other_coordinates():
         for _ in range(10):
             p.grad = rotation @ torch.randn(2, generator=generator, dtype=torch.float64)
             opt.step()
-        return p.detach()
+        return p.detach(), opt.posterior_variance(p)
 
     start = torch.tensor([1.0, -2.0], dtype=torch.float64)
     (rotation,) = Rotated(0.7).init(start)
-    plain = run(start, {}, torch.eye(2, dtype=torch.float64))
-    rotated = run(start, {"basis": Rotated(0.7)}, rotation)
+    plain, variance = run(start, {}, torch.eye(2, dtype=torch.float64))
+    rotated, marginal = run(start, {"basis": Rotated(0.7)}, rotation)
     torch.testing.assert_close(rotated, rotation @ plain, rtol=1e-13, atol=0)
+    dense = rotation @ variance.diag() @ rotation.T
+    torch.testing.assert_close(marginal, dense.diag(), rtol=1e-12, atol=0)
 
 
 def test_projections_apply_in_order_after_conditioning():
@@ -232,6 +237,6 @@ def test_initial_variance_comes_from_the_posterior_then_the_dynamics_then_rest()
 def test_state_flattens_to_names_and_back():
     for filter in (GOOD, filteropt.presets.adabayes()):
         state = engine.init(filter, torch.ones(3))
-        assert restore(engine.template(filter), leaves(state)) == state
+        assert restore(engine.template(filter, torch.Size([3])), leaves(state)) == state
         assert len(names(state)) == len(leaves(state))
     assert names(engine.init(GOOD, torch.ones(3))) == ["exp_avg", "exp_avg_sq"]

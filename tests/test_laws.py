@@ -21,6 +21,7 @@ from filteropt.types import Belief, Diag, Flow, Observation
 DYNAMICS = [
     FixedNoise(1e-3, 0.1),
     FixedNoise(0.3, 0.1),
+    FixedNoise(1.0, 0.25, discretization="exact"),
     FixedNoise(1e-3, 0.1, discretization="exact"),
     FixedNoise(0.3, float("inf"), 0.1, discretization="exact"),
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
 
-from filteropt import FilterOptimizer
+from filteropt import FilterOptimizer, variant
 from filteropt.presets import adabayes
 from filteropt.testing import check_dynamics
 from filteropt.types import Dynamics, Transition
@@ -26,8 +26,7 @@ class CoolingWalk(Dynamics):
         return Transition(F=((1.0,),), Q=((self.lr / t) ** 2,))
 
 
-def cooling_adabayes(**h):
-    return replace(adabayes(**h), dynamics=CoolingWalk(h["lr"]))
+cooling_adabayes = variant(adabayes, dynamics=lambda lr: CoolingWalk(lr))
 
 
 def test_new_dynamics_obey_the_laws():

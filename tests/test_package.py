@@ -20,6 +20,7 @@ ROOMS = [  # a room may import those above it
     {"models", "approximations"},
     {"engine"},
     {"measure", "signature", "checkpoint"},
+    {"recipe"},
     {"execute"},
     {"optimizer"},
     {"presets"},

@@ -69,9 +69,9 @@ class Diagonal(Posterior):
             f"grow without bound; take a smaller lr or an exact discretization"
         )
 
-    def init(self, p: Tensor, var0: float, k: int) -> Belief:
+    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
         """Variance ``var0`` for every weight."""
-        return Belief((), Variance(torch.full_like(p, var0)))
+        return Belief((), Variance(torch.zeros_like(p) + var0))
 
     def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:
         """Σ⁻ = c F² Σ⁺ + Q; the other latents, of which there are none, move nothing."""

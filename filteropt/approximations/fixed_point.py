@@ -67,9 +67,11 @@ class FixedPoint(Posterior):
             return "they state no continuous-time limit (flow), which method='taylor' needs"
         if not float(transition.Q[0]) > 0:
             return "without process noise their variance has no stationary point above zero"
+        if self.method == "exact" and float(self._lost(transition)) < 0:
+            return "without evidence their variance grows without bound (cF² > 1)"
         return None
 
-    def init(self, p: Tensor, var0: float, k: int) -> Belief:
+    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
         """Nothing to remember."""
         return Belief((), ())
 
@@ -92,6 +94,14 @@ class FixedPoint(Posterior):
             variance = stationary_flow(curvature.values, *transition.flow)
         else:
             carried = transition.c * transition.F[0][0] ** 2
-            lost = 1 - carried if transition.lost is None else transition.lost
-            variance = stationary_variance(curvature.values, carried, transition.Q[0], lost)
+            variance = stationary_variance(
+                curvature.values, carried, transition.Q[0], self._lost(transition)
+            )
         return variance.clamp_min(torch.finfo(variance.dtype).tiny)
+
+    @staticmethod
+    def _lost(transition: Transition) -> Scalar:
+        """1 - cF², as exactly as it is known."""
+        if transition.lost is not None:
+            return transition.lost
+        return 1 - transition.c * transition.F[0][0] ** 2

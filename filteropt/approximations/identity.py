@@ -34,3 +34,7 @@ class Identity(Basis):
     def backward(self, basis: Any, x: Tensor) -> Tensor:
         """``x`` itself."""
         return x
+
+    def variance(self, basis: Any, variance: Tensor) -> Tensor:
+        """``variance`` itself."""
+        return variance

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from filteropt.hyperparameters import Interval, Nonnegative, check_fields
 from filteropt.linalg import scalar
-from filteropt.types import Dynamics, Flow, Transition
+from filteropt.types import Dynamics, Flow, Scalar, Transition
 
 __all__ = ["FixedNoise"]
 
@@ -65,9 +65,9 @@ class FixedNoise(Dynamics):
         check_fields(self)
 
     @property
-    def initial_variance(self) -> float:
+    def initial_variance(self) -> Scalar:
         """σ², the variance before any evidence."""
-        return float(self.prior_variance)
+        return self.prior_variance
 
     def transition(self, t: Tensor | float) -> Transition:
         """F, Q and the decay of the mean; the same at every step ``t``."""
