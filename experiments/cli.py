@@ -1,0 +1,107 @@
+"""The command line: one subcommand per study."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.compare import Compare
+from experiments.errors import UserError
+from experiments.optimizers import OPTIMIZERS
+from experiments.tasks import OFFLINE_TASKS, TASKS, Task
+
+
+@dataclass(frozen=True)
+class List:
+    """Describe the tasks and the optimizers."""
+
+    def run(self, console: Console) -> int:
+        """Print both lists.
+
+        Args:
+            console: Where to write.
+
+        Returns:
+            The exit code, 0.
+        """
+        sections: dict[str, dict[str, str]] = {
+            "Tasks that need no network (epochs of the quick and of the full form)": {
+                name: _describe(TASKS[name]) for name in OFFLINE_TASKS
+            },
+            "Tasks that need a network or --data-dir": {
+                name: _describe(task) for name, task in TASKS.items() if name not in OFFLINE_TASKS
+            },
+            "Optimizers": {name: entry.description for name, entry in OPTIMIZERS.items()},
+        }
+        for title, lines in sections.items():
+            table = Table(box=None, show_header=False, padding=(0, 2))
+            table.add_column(no_wrap=True)
+            for name, description in lines.items():
+                table.add_row(name, description)
+            console.print(f"[bold]{title}[/bold]", table, highlight=False)
+        return 0
+
+
+def _describe(task: Task) -> str:
+    return f"{task.description}; {task.quick_epochs} / {task.full_epochs} epochs"
+
+
+# A new study: its file, and one line here.
+Study = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+)
+
+
+def main(arguments: Sequence[str], console: Console | None = None) -> int:
+    """Parse the command line and run the study it names.
+
+    Args:
+        arguments: Words after ``python -m experiments``.
+        console: Where to write; the standard output by default.
+
+    Returns:
+        The exit code: 0 done, 2 a mistake in the request, 130 interrupted.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            study = tyro.cli(
+                Study,
+                prog="python -m experiments",
+                description="Experiments with filteropt's optimizers.",
+                args=list(arguments),
+            )
+    except SystemExit as end:
+        if end.code:
+            print(f"error: {one_line(errors.getvalue())}", file=sys.stderr)
+        return int(end.code or 0)
+    try:
+        return study.run(console or Console())
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted before training began.", file=sys.stderr)
+        return 130
+
+
+def one_line(boxed: str) -> str:
+    """Reduce the parser's framed message to its first paragraph on one line.
+
+    Args:
+        boxed: The message, in a frame of box-drawing characters.
+
+    Returns:
+        The paragraph, and where to find help.
+    """
+    body = re.split(r"─{8,}", re.sub(r"^.*╮\s*$", "", boxed, flags=re.MULTILINE))[0]
+    text = " ".join(body.replace("│", " ").replace("\N{BULLET}", " ").split())
+    return f"{text or 'cannot read the command line'} (see python -m experiments --help)"
