@@ -112,7 +112,7 @@ def rich_table(summary: pd.DataFrame, title: str, mark: str) -> Table:
     )
     table.add_column("optimizer", overflow="fold", min_width=12)
     for column in COLUMNS.values():
-        heading = column.heading.replace(" per ", "\nper ")  # five columns fit 80 characters
+        heading = column.heading.replace(" per ", "\nper ").replace(" (%)", "\n(%)")  # 80 columns
         table.add_column(heading, justify="right", no_wrap=True)
     for optimizer, line in cells(summary):
         table.add_row(
