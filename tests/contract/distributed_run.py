@@ -85,6 +85,8 @@ def outcome(subject: Subject, name: str, folder: Path) -> str:
     """Return the traceback of a failed check, or an empty string."""
     try:
         checks_of(subject)[name](subject, init_device_mesh("cpu", (WORLD,)), folder)
-    except Exception:
+    except (
+        Exception
+    ):  # any failure is an outcome to report, so that the other process is not left waiting
         return traceback.format_exc()
     return ""
