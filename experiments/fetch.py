@@ -132,11 +132,13 @@ class _DownloadBar:
         self._task = self._progress.add_task("download", total=None)
 
     def __enter__(self) -> "_DownloadBar":
-        self._progress.start()
+        if self._progress.console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.console.is_terminal:
+            self._progress.stop()
 
     @property
     def total(self) -> int:

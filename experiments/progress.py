@@ -34,7 +34,7 @@ class Meter:
         self._finished = 0
         self._work = max(work, 1e-12)
         self._done = 0.0
-        self._began = time.monotonic()
+        self._first: tuple[float, float] | None = None
         self._lines = 0
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -75,6 +75,8 @@ class Meter:
             work: How much.
         """
         self._done += work
+        if self._first is None:  # the time before is start-up, which says nothing about speed
+            self._first = time.monotonic(), self._done
         if self._bar is not None:
             self._bar.update(self._task, completed=min(self._done, self._work))
 
@@ -93,10 +95,11 @@ class Meter:
         Returns:
             The time in words.
         """
-        if self._done <= 0.0:
+        since, done = self._first or (0.0, self._done)
+        if self._done <= done:
             return "estimating the time left"
-        elapsed = time.monotonic() - self._began
-        seconds = round(elapsed * max(0.0, self._work - self._done) / self._done)
+        elapsed = time.monotonic() - since
+        seconds = round(elapsed * max(0.0, self._work - self._done) / (self._done - done))
         minutes, seconds = divmod(seconds, 60)
         return f"about {minutes} min {seconds:02d} s left" if minutes else f"about {seconds} s left"
 
