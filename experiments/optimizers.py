@@ -89,7 +89,7 @@ class Choice:
 
 
 SHORT_RUN = {"lr": 0.01, "lr_sgd": 0.5}
-"""What runs of a few thousand steps want of the two rates; the library's defaults (0.001 and 0.1)
+"""What runs of about a thousand steps want of the two rates; the library's defaults (0.001 and 0.1)
 are for long ones. Chosen on validation images, see the quickstart's "Short runs"."""
 
 
