@@ -26,6 +26,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
+    "composition_matrix",
     "public_symbols",
 ]
 exclude_patterns = ["_build", "_templates", "figures"]
@@ -72,7 +73,7 @@ else:
 nitpick_ignore = [("py:class", name) for name in ("Tensor", "P", "R")]
 nitpick_ignore_regex += [
     ("py:class", r"filteropt\.hyperparameters\.[PR]"),
-    ("py:class", r"filteropt\.approximations\.\w+\.(FirstMoment|Moments|Variance)"),
+    ("py:class", r"filteropt\.approximations\.\w+\.(Centre|FirstMoment|Moments|Root|Variance)"),
 ]
 
 

@@ -2,17 +2,28 @@
 
 from filteropt import approximations, engine, models, presets, testing
 from filteropt.engine import IncompatibleComposition
+from filteropt.flat import Flat
 from filteropt.optimizer import FilterOptimizer
-from filteropt.presets import AdaBayes, AdaBayesFP
+from filteropt.presets import (
+    AdaBayes,
+    AdaBayesFP,
+    BayesRMSprop,
+    ExtendedKalmanFilter,
+    OnlineNaturalGradient,
+)
 from filteropt.recipe import variant
 from filteropt.types import NonFiniteGradientError
 
 __all__ = [
     "AdaBayes",
     "AdaBayesFP",
+    "BayesRMSprop",
+    "ExtendedKalmanFilter",
     "FilterOptimizer",
+    "Flat",
     "IncompatibleComposition",
     "NonFiniteGradientError",
+    "OnlineNaturalGradient",
     "approximations",
     "engine",
     "models",

@@ -81,7 +81,8 @@ def plan(
 
     Raises:
         TypeError: a sharded parameter in a posterior that is not elementwise.
-        ValueError: the predicted decay would take the whole mean away.
+        ValueError: the predicted decay would take the whole mean away, or dynamics that pull have
+            no prediction.
     """
     filter, batches = bound.filter, []
     for reading in readings:
@@ -94,6 +95,11 @@ def plan(
         members = [r for r, age in zip(readings, ages, strict=True) if age == t]
         scalars, ahead = engine.scalars(filter, t), None
         if strict:  # the last step predicted the mean that the parameters hold
+            if scalars.transition.pull is not None:
+                raise ValueError(
+                    f"linearize_at='prediction': {type(filter.dynamics).__name__} pulls every "
+                    f"weight by its own variance, which is not predicted; use 'posterior'"
+                )
             scalars = scalars._replace(decay=0.0)
             ahead = gain * float(engine.scalars(filter, t + 1).decay)
             if ahead >= 1:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from filteropt.linalg import belief_dtype
-from filteropt.types import NonFiniteGradientError, Raw
+from filteropt.types import NonFiniteGradientError, Raw, squarable
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -34,16 +34,17 @@ class Reading(NamedTuple):
     limit: float
 
 
-def gather(p: Tensor, name: Callable[[], str], *, maximize: bool) -> Raw:
+def gather(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Tensor) -> Raw:
     """Read ``p.grad``, which stays as it is.
 
     Args:
         p: a parameter with a gradient.
         name: how to call it in a message.
         maximize: whether the objective is to be maximised.
+        **seen: the other fields of :class:`~filteropt.types.Raw`, where they were gathered.
 
     Returns:
-        The gradient in the belief's dtype, on this process' shard.
+        The gradient in the belief's dtype, on this process' shard, and what was seen.
 
     Raises:
         TypeError: the gradient is sparse or complex.
@@ -60,7 +61,7 @@ def gather(p: Tensor, name: Callable[[], str], *, maximize: bool) -> Raw:
     if is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)
     grad = local(grad).to(belief_dtype(p))
-    return Raw(grad=-grad if maximize else grad)
+    return Raw(-grad if maximize else grad, **seen)
 
 
 def reject_complex(group: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
     Raises:
         NonFiniteGradientError: naming the first offending parameter.
     """
-    offender = next((r for r in readings if not _within(r)), None)
+    offender = next((r for r in readings if not all(_within(x, m) for x, m in _bounded(r))), None)
     which = "a gradient on another process" if offender is None else _describe(offender)
     raise NonFiniteGradientError(
         f"{which} is not finite, or its square overflows; nothing was changed. Find its origin "
@@ -130,17 +131,18 @@ def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
 
 
 def _describe(reading: Reading) -> str:
-    worst = reading.raw.grad.abs().max().item()
-    return f"the gradient of {reading.name()} (magnitude {worst:.3g}, limit {reading.limit:.3g})"
+    tensor, limit = next((x, m) for x, m in _bounded(reading) if not _within(x, m))
+    what = "gradient" if tensor is reading.raw.grad else "Jacobian"
+    worst = tensor.abs().max().item()
+    return f"the {what} of {reading.name()} (magnitude {worst:.3g}, limit {limit:.3g})"
 
 
 def all_finite(readings: list[Reading]) -> bool:
-    """Whether every gradient is finite with a finite square, on every process that shares one."""
+    """Whether all that was gathered is finite, squares too, on every process that shares some."""
     buckets: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
-    for r in readings:
-        if r.raw.grad.numel():
-            key = (r.limit, r.raw.grad.device, r.raw.grad.dtype)
-            buckets.setdefault(key, []).append(r.raw.grad)
+    for x, limit in (pair for reading in readings for pair in _bounded(reading)):
+        if x.numel():
+            buckets.setdefault((limit, x.device, x.dtype), []).append(x)
     largest = torch.nn.utils.get_total_norm
     fine = all(largest(g, float("inf")) <= limit for (limit, _, _), g in buckets.items())
     for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
@@ -148,8 +150,17 @@ def all_finite(readings: list[Reading]) -> bool:
     return fine
 
 
-def _within(reading: Reading) -> bool:
-    return bool((reading.raw.grad.abs() <= reading.limit).all())
+def _bounded(reading: Reading) -> Iterator[tuple[Tensor, float]]:
+    """What was gathered, each tensor with the largest magnitude that can be used."""
+    yield reading.raw.grad, reading.limit
+    if reading.raw.rows is not None:
+        yield reading.raw.rows, squarable(reading.raw.rows.dtype)
+    if reading.raw.squares is not None:
+        yield reading.raw.squares, torch.finfo(reading.raw.squares.dtype).max
+
+
+def _within(x: Tensor, limit: float) -> bool:
+    return bool((x.abs() <= limit).all())
 
 
 def _everywhere(fine: bool, mesh: DeviceMesh) -> bool:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from filteropt import engine, execute, measure
-from filteropt.checkpoint import CheckpointedOptimizer
+from filteropt.belief import BeliefOptimizer
 from filteropt.engine import Filter
 from filteropt.execute import Batch
 from filteropt.hyperparameters import check_values, hints_of
 from filteropt.measure import Reading
 from filteropt.recipe import Bound, Recipe
+from filteropt.recorder import Recorder
 from filteropt.signature import constructor, native
-from filteropt.trees import leaves, names, restore, tree_map
+from filteropt.trees import leaves, names
 
 __all__ = ["FilterOptimizer"]
 
@@ -26,7 +27,7 @@ Preset = Callable[..., Filter]
 Group = dict[str, Any]
 
 
-class FilterOptimizer(CheckpointedOptimizer):
+class FilterOptimizer(BeliefOptimizer):
     r"""Any composition as a PyTorch optimizer.
 
     .. math:: \mu \leftarrow \mu + r\,\Delta\mu, \qquad r = \text{lr}/\text{base\_lr},
@@ -106,6 +107,7 @@ class FilterOptimizer(CheckpointedOptimizer):
         self.on_nonfinite = on_nonfinite
         self.fused = fused
         self._recipe = Recipe(type(self).__name__, preset, hyperparameters)
+        self._recorder: Recorder | None = None
         values = {name: native(value) for name, value in self._recipe.defaults.items()}
         super().__init__(params, {"lr": 1.0, **values, **options})
 
@@ -132,7 +134,8 @@ class FilterOptimizer(CheckpointedOptimizer):
             measure.reject_complex(param_group)
             param_group.update({k: native(v) for k, v in param_group.items() if k in self.defaults})
             merged = {**self.defaults, "base_lr": None, **param_group}
-            self._bind({**merged, "base_lr": merged["base_lr"] or merged["lr"]})
+            bound = self._bind({**merged, "base_lr": merged["base_lr"] or merged["lr"]})
+            self._record(bound)
             if merged["base_lr"] is None:
                 param_group["base_lr"] = float(merged["lr"])
         super().add_param_group(param_group)
@@ -142,6 +145,18 @@ class FilterOptimizer(CheckpointedOptimizer):
         options = {k: group[k] for k in ("schedule", "linearize_at", "maximize")}
         check_values(type(self).__name__, options, hints_of(FilterOptimizer.__init__))
         return self._recipe.bind(group)
+
+    def _record(self, bound: Bound) -> None:
+        """Watch the model, if the likelihood needs more than gradients."""
+        likelihood = bound.filter.likelihood
+        if likelihood.needs <= {"grad"} or self._recorder is not None:
+            return
+        if self.model is None:
+            raise ValueError(
+                f"{type(self).__name__}: {type(likelihood).__name__} looks into the model; pass "
+                f"model=, the module whose output the loss is computed from"
+            )
+        self._recorder = Recorder(self.model)
 
     # The step ---------------------------------------------------------------------------------
 
@@ -185,7 +200,25 @@ class FilterOptimizer(CheckpointedOptimizer):
             gain = self._recipe.gain(group)
             for batch in batches:
                 execute.update(bound, batch, self.state, gain=gain)
+        if self._recorder is not None:
+            self._recorder.clear()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and whatever was gathered with them.
+
+        Args:
+            set_to_none: whether gradients become ``None`` instead of zero.
+        """
+        super().zero_grad(set_to_none)
+        if self._recorder is not None:
+            self._recorder.clear()
+
+    def _look(self, bound: Bound, params: list[Tensor]) -> dict[Tensor, dict[str, Tensor]]:
+        """What the likelihood needs beside gradients, by parameter."""
+        if self._recorder is None or bound.filter.likelihood.needs <= {"grad"} or not params:
+            return {}
+        return self._recorder.look(params, bound.filter.likelihood.core)
 
     def _read(self, index: int, bound: Bound) -> tuple[list[Tensor], list[Reading], list[Batch]]:
         """Gather and plan a group's step, before anything is changed."""
@@ -194,12 +227,13 @@ class FilterOptimizer(CheckpointedOptimizer):
         if not group["lr"]:
             return [p for _, p in live], [], []
         readings, ages = [], []
+        gathered = self._look(bound, [p for _, p in live])
         for i, p in live:
             name = partial(measure.name_of, self.param_groups, index, i, self.model)
             state = self.state.get(p, {})
             if state.get("evaluating"):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
-            raw = measure.gather(p, name, maximize=group["maximize"])
+            raw = measure.gather(p, name, maximize=group["maximize"], **gathered.get(p, {}))
             largest = torch.finfo(raw.grad.dtype).max
             limit = min(largest, bound.filter.likelihood.gradient_limit(raw.grad.dtype))
             readings.append(Reading(name, p, raw, limit))
@@ -226,34 +260,7 @@ class FilterOptimizer(CheckpointedOptimizer):
         strict = execute.strict_state() if group["linearize_at"] == "prediction" else {}
         return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **strict}
 
-    # The belief -------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def posterior_variance(self, p: Tensor) -> Tensor:
-        r"""The variance of every weight's optimum given the other weights' present values.
-
-        This is :math:`\Sigma^+`, not the marginal of a joint posterior over all the weights.
-
-        Args:
-            p: one of the optimizer's parameters.
-
-        Returns:
-            A new tensor shaped like ``p``, in squared weight units; before the first step, the
-            prior's variance.
-
-        Raises:
-            ValueError: ``p`` is not one of the optimizer's parameters.
-        """
-        for group in self.param_groups:
-            if any(q is p for q in group["params"]):
-                bound = self._bind(group)
-                engine.check(bound.filter)
-                state = self.state.get(p) or self._fresh(group, p)
-                scalars = engine.scalars(bound.filter, float(state["step"]))
-                form = bound.form(p)
-                belief = restore(form, [state[name] for name in names(form)])
-                return engine.variance(bound.filter, tree_map(float, scalars), belief)
-        raise ValueError(f"posterior_variance: a tensor of shape {tuple(p.shape)} is not optimized")
+    # Contexts ----------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> FilterOptimizer:
         """Let the parameters hold the mean at which gradients are due; idempotent.

@@ -86,7 +86,8 @@ def constructor(preset: Callable[..., Any], init: Callable[..., None]) -> Callab
         init: ``FilterOptimizer.__init__``, whose first arguments are self, params and preset.
 
     Returns:
-        ``__init__(self, params, <the preset's arguments>, *, <the optimizer's keywords>)``.
+        ``__init__(self, params, <the preset's arguments>, *, <the optimizer's keywords>)``, where
+        a preset without an ``lr`` gets one first, 1.0: a plain gain.
     """
     common = list(inspect.signature(init).parameters.values())
     types = hints_of(preset, metadata=False)
@@ -95,6 +96,11 @@ def constructor(preset: Callable[..., Any], init: Callable[..., None]) -> Callab
         for parameter in inspect.signature(preset).parameters.values()
         if parameter.kind not in VARIADIC
     ]
+    if all(parameter.name != "lr" for parameter in own):  # a plain gain, so that schedulers work
+        gain = inspect.Parameter(
+            "lr", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=1.0, annotation=float
+        )
+        own.insert(0, gain)
     keywords = [x for x in common if x.kind is inspect.Parameter.KEYWORD_ONLY]
     signature = inspect.Signature([*common[:2], *own, *keywords])
 

@@ -24,7 +24,9 @@ def tree_map(function: Callable[[Any], object], tree: Any) -> Any:
 
 def leaves(state: State) -> list[Tensor]:
     """A state's tensors, in order."""
-    return [*state.belief.aux, *state.belief.cov, *state.like, *state.basis]
+    found: list[Tensor] = []
+    tree_map(found.append, state)
+    return found
 
 
 def names(state: State) -> list[str]:
@@ -40,10 +42,15 @@ def names(state: State) -> list[str]:
     """
     belief, like, basis = state
     slots = {"aux": belief.aux, "cov": belief.cov, "like": like, "basis": basis}
+    return [name for slot, tensors in slots.items() for name in _names(slot, tensors)]
+
+
+def _names(slot: str, tensors: Any) -> list[str]:
+    fields = getattr(tensors, "_fields", None) or [f"{slot}_{i}" for i in range(len(tensors))]
     return [
         name
-        for slot, tensors in slots.items()
-        for name in getattr(tensors, "_fields", [f"{slot}_{i}" for i in range(len(tensors))])
+        for field, value in zip(fields, tensors, strict=True)
+        for name in (_names(slot, value) if isinstance(value, tuple) else [field])
     ]
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "Flow",
     "Leaves",
     "Likelihood",
+    "LowRank",
+    "Memory",
     "NonFiniteGradientError",
     "Observation",
     "Packed",
@@ -45,6 +47,8 @@ Packed: TypeAlias = tuple[Scalar, ...]
 """A symmetric k×k matrix as its upper triangle, row by row; or any flat run of scalars."""
 Leaves: TypeAlias = tuple[Tensor, ...]
 """Tensors in order, often a NamedTuple that names them."""
+Memory: TypeAlias = tuple[Any, ...]
+"""What a likelihood remembers, tensors or further memories in order, often a NamedTuple."""
 
 
 class NonFiniteGradientError(FloatingPointError):
@@ -55,19 +59,21 @@ class Flow(NamedTuple):
     r"""The continuous-time limit of a scalar transition, :math:`dP = (q - \rho P)\,dt`.
 
     Attributes:
-        rate: :math:`\rho \ge 0`, the rate at which variance is forgotten, per step.
-        noise: :math:`q \ge 0`, the diffusion, in squared weight units per step.
+        rate: :math:`\rho`, the rate at which variance is forgotten, per step; negative where it
+            grows.
+        noise: :math:`q > 0`, the diffusion, in squared weight units per step; ``None`` for none.
     """
 
     rate: Scalar
-    noise: Scalar
+    noise: Scalar | None
 
 
 class Transition(NamedTuple):
     r"""How a belief over k latents per weight ages by one step.
 
-    Covariances become :math:`P' = c\,F P F^\top + Q`. The weight's own mean shrinks by ``decay``,
-    which stands apart because weight decay may be chosen freely (P Eq. 18a).
+    Covariances become :math:`P' = ((c\,F P F^\top + Q)^{-1} + R\,)^{-1}`. The weight's own mean
+    shrinks by ``decay``, which stands apart because weight decay may be chosen freely (P Eq. 18a),
+    and is pulled to 0 by ``pull``.
 
     Attributes:
         F: the k×k transition matrix; the weight is latent 0.
@@ -76,7 +82,9 @@ class Transition(NamedTuple):
         decay: fraction of the weight's mean lost per step; ``None`` means :math:`1 - F_{00}`.
         lost: fraction of variance lost per step, :math:`1 - cF_{00}^2`, where it is known better
             than by subtraction; ``None`` otherwise.
-        flow: continuous-time limit, where there is one.
+        flow: continuous-time limit, where there is one; it leaves ``pull`` out.
+        pull: :math:`R`, the precision with which every weight is observed to be 0 in every step;
+            ``None`` where nothing pulls. Its part of the mean's motion is the engine's.
     """
 
     F: Rows
@@ -85,6 +93,7 @@ class Transition(NamedTuple):
     decay: Scalar | None = None
     lost: Scalar | None = None
     flow: Flow | None = None
+    pull: Scalar | None = None
 
 
 class Belief(NamedTuple):
@@ -109,6 +118,16 @@ class Diag(NamedTuple):
     values: Tensor
 
 
+class LowRank(NamedTuple):
+    r"""A precision :math:`\Lambda = \sum_r j_r j_r^\top` of few directions.
+
+    Attributes:
+        rows: the directions :math:`j_r`, shaped ``(r, *p.shape)``, in inverse weight units.
+    """
+
+    rows: Tensor
+
+
 class Observation(NamedTuple):
     r"""A local Gaussian likelihood, :math:`-\log p(d) = g^\top d + \tfrac12 d^\top \Lambda d`.
 
@@ -118,17 +137,22 @@ class Observation(NamedTuple):
     """
 
     grad: Tensor
-    curvature: Diag
+    curvature: Diag | LowRank
 
 
 class Raw(NamedTuple):
-    """What was gathered for one parameter tensor before the step.
+    r"""What was gathered for one parameter tensor before the step.
 
     Attributes:
         grad: ``p.grad`` in the belief's dtype (sign flipped under ``maximize``).
+        rows: directions :math:`j_r`, shaped ``(r, *p.shape)``, whose :math:`\sum j_r j_r^\top` is
+            the minibatch's Gauss–Newton matrix; ``None`` unless it is needed.
+        squares: that matrix' diagonal, shaped like the parameter; ``None`` unless it is needed.
     """
 
     grad: Tensor
+    rows: Tensor | None = None
+    squares: Tensor | None = None
 
 
 class State(NamedTuple):
@@ -141,7 +165,7 @@ class State(NamedTuple):
     """
 
     belief: Belief
-    like: Leaves
+    like: Memory
     basis: Leaves
 
 
@@ -155,8 +179,8 @@ class Dynamics(Protocol):
 
     k: ClassVar[int]
 
-    def transition(self, t: Tensor) -> Transition:
-        """The transition into step ``t`` (0-d, 1 for the first step): a scalar program."""
+    def transition(self, t: Tensor | float) -> Transition:
+        """The transition into step ``t`` (a number, 1 for the first step): a scalar program."""
 
 
 class Likelihood(Protocol):
@@ -165,14 +189,21 @@ class Likelihood(Protocol):
     Attributes:
         needs: what must be gathered, as field names of :class:`Raw`.
         gives: the type of curvature it returns.
-        averages: whether its state remembers a running curvature (see :meth:`curvature`).
+        averages: whether it knows its running curvature between steps (see :meth:`curvature`).
+        informative: whether gradients teach it any curvature at all.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
     gives: ClassVar[type] = Diag
     averages: ClassVar[bool] = False
+    informative: ClassVar[bool] = True
 
-    def scalars(self, t: Tensor) -> Packed:
+    @property
+    def core(self) -> Likelihood:
+        """The likelihood that knows how to gather what is needed, itself unless it wraps one."""
+        return self
+
+    def scalars(self, t: Tensor | float) -> Packed:
         """The numbers that :meth:`observe` uses at step ``t``: a scalar program."""
         return ()
 
@@ -180,17 +211,17 @@ class Likelihood(Protocol):
         """The largest ``|p.grad|`` whose use, squares included, is finite in ``dtype``."""
         return squarable(dtype)
 
-    def init(self, p: Tensor) -> Leaves:
+    def init(self, p: Tensor) -> Memory:
         """The state before the first gradient, for a parameter like ``p``."""
         return ()
 
     def observe(
         self, like: Any, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
-    ) -> tuple[Observation, Leaves]:
+    ) -> tuple[Observation, Memory]:
         """The local Gaussian that ``raw`` implies, and the updated state: an element program."""
 
-    def curvature(self, like: Any, scalars: Packed) -> Diag | None:
-        """The running curvature that ``like`` remembers, or ``None`` where nothing is kept."""
+    def curvature(self, like: Any, p: Tensor, scalars: Packed) -> Diag | None:
+        """The running curvature of a parameter like ``p``, or ``None`` where nothing is kept."""
         return None
 
 
@@ -226,6 +257,10 @@ class Posterior(Protocol):
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """The marginal variance of every weight, shaped like the parameter."""
+
+    def covariance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
+        """The covariance that the family keeps: k×k for every weight, or n×n for a whole tensor."""
+        return self.variance(belief, curvature, transition)[..., None, None]
 
 
 class Basis(Protocol):

@@ -7,18 +7,32 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+import torch
 
 from filteropt.approximations import (
     AveragedSquaredGradient,
+    Dense,
     Diagonal,
     FixedPoint,
+    OneStepAhead,
     SquaredGradient,
 )
-from filteropt.models import FixedNoise
-from filteropt.testing import LawViolation, check_dynamics, check_likelihood, check_posterior
-from filteropt.types import Belief, Diag, Flow, Observation
+from filteropt.models import FixedNoise, ForgetToPrior, ProportionalNoise, RandomWalk
+from filteropt.testing import (
+    LawViolation,
+    check_dynamics,
+    check_likelihood,
+    check_posterior,
+    parts,
+)
+from filteropt.types import Belief, Diag, Flow, LowRank, Observation
 
 DYNAMICS = [
+    *(cls() for cls in parts("dynamics").values()),
+    ProportionalNoise(0.0),
+    ProportionalNoise(0.5),
+    ForgetToPrior(0.9, 3.0),
+    RandomWalk(0.3, weight_decay=0.1),
     FixedNoise(1e-3, 0.1),
     FixedNoise(0.3, 0.1),
     FixedNoise(1.0, 0.25, discretization="exact"),
@@ -26,12 +40,17 @@ DYNAMICS = [
     FixedNoise(0.3, float("inf"), 0.1, discretization="exact"),
 ]
 LIKELIHOODS = [
+    *(cls() for cls in parts("likelihood").values()),
     SquaredGradient(),
     SquaredGradient(scale=128, beta1=0.0),
     AveragedSquaredGradient(),
     AveragedSquaredGradient(3.0, (0.5, 0.9), eps=1e-3),
 ]
-POSTERIORS = [Diagonal(), FixedPoint("taylor"), FixedPoint("exact")]
+POSTERIORS = [
+    *(cls() for cls in parts("posterior").values()),
+    FixedPoint("exact"),
+    OneStepAhead(FixedPoint("exact")),
+]
 
 
 @pytest.mark.parametrize("dynamics", DYNAMICS)
@@ -67,8 +86,11 @@ class Wrong(FixedNoise):
         ("Q", (-0.1,), "semi-definite"),
         ("Q", (math.nan,), "finite"),
         ("c", 0.0, "c is positive"),
+        ("pull", -1e-3, "pull"),
+        ("lost", 0.1, "lost"),
         ("flow", Flow(0.5, 1e-6), "flow.rate"),
         ("flow", Flow(1e-5, 2e-6), "flow.noise"),
+        ("flow", Flow(1e-5, None), "flow.noise"),
     ],
 )
 def test_broken_dynamics_are_caught(field, value, law):
@@ -117,7 +139,7 @@ class Overflowing(SquaredGradient):
 
 
 class Forgetful(AveragedSquaredGradient):
-    def curvature(self, like, scalars):
+    def curvature(self, like, p, scalars):
         return Diag(like.exp_avg_sq * 0.5)
 
     def observe(self, like, raw, p, prior, scalars):
@@ -176,9 +198,57 @@ class Restless(Diagonal):
         return disp, Belief((), type(prior.cov)(prior.cov[0] + 1e-3))
 
 
+class Impatient(Diagonal):
+    """Ages a belief by noise that depends on it: two steps are not the composed one."""
+
+    def propagate(self, belief, transition):
+        (v,) = belief.cov
+        (noise,) = transition.Q
+        return 0.0, Belief((), type(belief.cov)(v * transition.F[0][0] ** 2 + noise * (1 + v)))
+
+
+class Eager(FixedPoint):
+    """Twice the variance at which the recursion rests."""
+
+    def variance(self, belief, curvature, transition):
+        return 2 * super().variance(belief, curvature, transition)
+
+
+class Lopsided(Dense):
+    """A covariance that is not symmetric."""
+
+    def covariance(self, belief, curvature, transition):
+        covariance = super().covariance(belief, curvature, transition)
+        return covariance + covariance.triu(1)
+
+
+class Partial(Dense):
+    """Conditions on the first weight's part of every row alone, which no rotation respects."""
+
+    def condition(self, disp, prior, obs, transition):
+        if isinstance(obs.curvature, LowRank):
+            rows = obs.curvature.rows.clone()
+            rows[:, 1:] = 0
+            obs = obs._replace(curvature=LowRank(rows))
+        return super().condition(disp, prior, obs, transition)
+
+
+class Indefinite(Dense):
+    """A covariance that loses a little more than it has."""
+
+    def covariance(self, belief, curvature, transition):
+        covariance = super().covariance(belief, curvature, transition)
+        return covariance - 1e-4 * torch.eye(len(covariance), dtype=covariance.dtype)
+
+
 @pytest.mark.parametrize(
     ("wrong", "law"),
     [
+        (Impatient(), "composed"),
+        (Eager("exact"), "recursion"),
+        (Lopsided(), "symmetric"),
+        (Partial(), "turn"),
+        (Indefinite(), "definite"),
         (Confident(), "Λ/2|finite|\\(0"),
         (Climbing(), "against"),
         (Inflating(), "adds|equal one|commute"),

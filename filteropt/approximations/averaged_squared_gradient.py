@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from filteropt.approximations.squared_gradient import bias_correction
+from filteropt.approximations.averaged import Averaged, Moments
+from filteropt.approximations.squared_gradient import SquaredGradient
 from filteropt.hyperparameters import Momenta, Nonnegative, Positive, check_fields
-from filteropt.types import Belief, Diag, Likelihood, Observation, Packed, Raw, squarable
+from filteropt.types import Belief, Diag, Likelihood, Observation, Packed, Raw
 
 __all__ = ["AveragedSquaredGradient"]
-
-
-class Moments(NamedTuple):
-    """Running averages of the summed loss' gradient and of its square."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,14 +28,15 @@ class AveragedSquaredGradient(Likelihood):
         v_t &= \beta_2 v_{t-1} + (1-\beta_2) g_t^2, &
         \Lambda_t &= v_t / (1-\beta_2^t) + \varepsilon .
 
-    What is approximated: the Hessian's diagonal by the squared gradient averaged over about
-    1/(1−β₂) steps.
+    It is :class:`Averaged` of :class:`SquaredGradient`, with Adam's arguments. What is
+    approximated: the Hessian's diagonal by the squared gradient averaged over about 1/(1−β₂) steps.
 
     Args:
         scale: factor from ``p.grad`` to the gradient of the summed loss: the batch size for a
             mean loss, 1 for a summed one; (0, inf).
         betas: decays of the two averages; [0, 1) each.
         eps: added to the averaged square, in squared gradient units; [0, inf).
+        bias_correction: whether both averages are debiased.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -62,38 +58,35 @@ class AveragedSquaredGradient(Likelihood):
     scale: Positive = 1.0
     betas: Momenta = (0.9, 0.999)
     eps: Nonnegative = 0.0
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @cached_property
+    def composed(self) -> Averaged:
+        """The same likelihood, put together from its two parts."""
+        squared = SquaredGradient(self.scale, self.betas[0], self.bias_correction)
+        return Averaged(squared, self.betas[1], self.eps, self.bias_correction)
+
     def scalars(self, t: Tensor | float) -> Packed:
-        """The scale, β₁, β₂, their debiasing 1 − βᵗ, and ε."""
-        beta1, beta2 = self.betas
-        corrections = bias_correction(beta1, t), bias_correction(beta2, t)
-        return self.scale, beta1, beta2, *corrections, self.eps
+        """The scale, β₁ and its divisor, β₂ and its divisor, and ε."""
+        return self.composed.scalars(t)
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` whose scaled square is finite."""
-        return squarable(dtype) / float(self.scale)
+        return self.composed.gradient_limit(dtype)
 
     def init(self, p: Tensor) -> Moments:
         """Two running averages, shaped like ``p``, at zero."""
-        return Moments(torch.zeros_like(p), torch.zeros_like(p))
+        return self.composed.init(p)
 
     def observe(
-        self, like: Moments, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
+        self, like: Any, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
     ) -> tuple[Observation, Moments]:
         """Λ = the debiased average of g², and the debiased average gradient."""
-        scale, beta1, beta2, correction1, _, _ = scalars
-        grad = scale * raw.grad
-        moments = Moments(
-            beta1 * like.exp_avg + (1 - beta1) * grad,
-            beta2 * like.exp_avg_sq + (1 - beta2) * (grad * grad),
-        )
-        precision = self.curvature(moments, scalars)
-        return Observation(moments.exp_avg / correction1, precision), moments
+        return self.composed.observe(like, raw, p, prior, scalars)
 
-    def curvature(self, like: Moments, scalars: Packed) -> Diag:
+    def curvature(self, like: Any, p: Tensor, scalars: Packed) -> Diag:
         """The debiased average of g², plus ε."""
-        *_, correction2, eps = scalars
-        return Diag(like.exp_avg_sq / correction2 + eps)
+        return self.composed.curvature(like, p, scalars)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from filteropt.hyperparameters import Interval, check_fields
+from filteropt.linalg import overshoots, predict_variance
 from filteropt.types import Belief, Diag, Observation, Posterior, Scalar, Transition
 
 __all__ = ["Diagonal"]
@@ -61,28 +62,21 @@ class Diagonal(Posterior):
 
     def objection(self, transition: Transition) -> str | None:
         """Overshooting dynamics: their variance would grow without bound."""
-        factor = float(transition.F[0][0])
-        if factor > -1:
-            return None
-        return (
-            f"its transition factor F = {factor:.3g} is not above -1, so that the variance would "
-            f"grow without bound; take a smaller lr or an exact discretization"
-        )
+        return overshoots(transition)
 
     def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
         """Variance ``var0`` for every weight."""
         return Belief((), Variance(torch.zeros_like(p) + var0))
 
     def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:
-        """Σ⁻ = c F² Σ⁺ + Q; the other latents, of which there are none, move nothing."""
-        ((factor,),), (noise,), c = transition.F, transition.Q, transition.c
-        (variance,) = belief.cov
-        return 0.0, Belief((), Variance((c * factor * factor) * variance + noise))
+        """Σ⁻ = c F² Σ⁺ + Q, pulled; the other latents, of which there are none, move nothing."""
+        return 0.0, Belief((), Variance(predict_variance(belief.cov[0], transition)))
 
     def condition(
         self, disp: Scalar | Tensor, prior: Belief, obs: Observation, transition: Transition
     ) -> tuple[Tensor, Belief]:
         """Σ⁺ = Σ⁻/(1 + Σ⁻Λ), and the displacement −Σ⁺ĝ."""
+        assert isinstance(obs.curvature, Diag), "engine.check admits only diagonal curvature"
         (variance,) = prior.cov
         posterior = variance / (1 + variance * obs.curvature.values)
         posterior = posterior.clamp_min(torch.finfo(posterior.dtype).tiny)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from filteropt.hyperparameters import check_fields
-from filteropt.linalg import stationary_flow, stationary_variance
-from filteropt.types import Belief, Diag, Observation, Posterior, Scalar, Transition
+from filteropt.linalg import lost_variance, stationary_flow, stationary_variance
+from filteropt.types import Belief, Diag, LowRank, Observation, Posterior, Scalar, Transition
 
 __all__ = ["FixedPoint"]
 
@@ -24,7 +24,7 @@ class FixedPoint(Posterior):
 
     .. math::
         \Sigma^+ = \frac{2q}{b + \sqrt{b^2 + 4haq}}, \quad b = 1 - a + hq
-        \qquad\text{(exact)},
+        \qquad\text{(exact)}
 
     and in continuous time, equally to first order in the step (for fixed noise, P Eq. 20),
 
@@ -32,9 +32,11 @@ class FixedPoint(Posterior):
         1/\Sigma^+ = \frac{1}{2\sigma^2} + \sqrt{\frac{1}{4\sigma^4} + \frac{h}{\eta^2}}
         \qquad\text{(Taylor)} .
 
-    What is approximated: the variance is taken to have settled, which the recursion does within
-    about 1/(η√h) steps of data-rich weights and σ²/η² steps of data-poor ones. Taylor's relative
-    error grows as η√h/2. Where nothing bounds the variance (σ² = ∞ and h = 0) the mean stays.
+    Dynamics that forget have one too: :math:`\lambda/h` for proportional noise, and a pull to the
+    prior is added to h. What is approximated: the variance is taken to have settled, which the
+    recursion does within about 1/(η√h) steps of data-rich weights and σ²/η² steps of data-poor
+    ones. Taylor's relative error grows as η√h/2. Where nothing bounds the variance (σ² = ∞ and
+    h = 0) the mean stays.
 
     Args:
         method: ``"taylor"`` or ``"exact"``.
@@ -63,12 +65,10 @@ class FixedPoint(Posterior):
 
     def objection(self, transition: Transition) -> str | None:
         """Dynamics that never come to rest, or have no continuous-time limit for Taylor's form."""
+        if not (float(transition.Q[0]) > 0 or float(lost_variance(transition)) < 0):
+            return "without drift or forgetting their variance has no stationary point above zero"
         if self.method == "taylor" and transition.flow is None:
             return "they state no continuous-time limit (flow), which method='taylor' needs"
-        if not float(transition.Q[0]) > 0:
-            return "without process noise their variance has no stationary point above zero"
-        if self.method == "exact" and float(self._lost(transition)) < 0:
-            return "without evidence their variance grows without bound (cF² > 1)"
         return None
 
     def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
@@ -83,25 +83,26 @@ class FixedPoint(Posterior):
         self, disp: Scalar | Tensor, prior: Belief, obs: Observation, transition: Transition
     ) -> tuple[Tensor, Belief]:
         """The displacement −Σ⁺ĝ at the fixed point; 0 where Σ⁺ is infinite."""
-        variance = self.variance(prior, obs.curvature, transition)
+        variance = self.variance(prior, _diagonal(obs.curvature), transition)
         return torch.where(variance.isinf(), 0.0, -variance * obs.grad), prior
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """Σ⁺ at the fixed point of the likelihood's running curvature."""
         assert curvature is not None, "engine.check admits only likelihoods that average"
+        precision = curvature.values
+        if transition.pull is not None:
+            precision = precision + transition.pull
         if self.method == "taylor":
             assert transition.flow is not None, "engine.check admits only dynamics with a flow"
-            variance = stationary_flow(curvature.values, *transition.flow)
+            variance = stationary_flow(precision, *transition.flow)
         else:
             carried = transition.c * transition.F[0][0] ** 2
             variance = stationary_variance(
-                curvature.values, carried, transition.Q[0], self._lost(transition)
+                precision, carried, transition.Q[0], lost_variance(transition)
             )
         return variance.clamp_min(torch.finfo(variance.dtype).tiny)
 
-    @staticmethod
-    def _lost(transition: Transition) -> Scalar:
-        """1 - cF², as exactly as it is known."""
-        if transition.lost is not None:
-            return transition.lost
-        return 1 - transition.c * transition.F[0][0] ** 2
+
+def _diagonal(curvature: Diag | LowRank) -> Diag:
+    assert isinstance(curvature, Diag), "engine.check admits only diagonal curvature"
+    return curvature

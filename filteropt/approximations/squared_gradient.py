@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from filteropt.approximations._gradient_average import GradientAverage
 from filteropt.hyperparameters import Momentum, Positive, check_fields
-from filteropt.linalg import scalar
-from filteropt.types import Belief, Diag, Likelihood, Observation, Packed, Raw, squarable
+from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw, squarable
 
 __all__ = ["SquaredGradient"]
-
-
-class FirstMoment(NamedTuple):
-    """Running average of the summed loss' gradient."""
-
-    exp_avg: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,9 @@ class SquaredGradient(Likelihood):
     Args:
         scale: factor from ``p.grad`` to the gradient of the summed loss: the batch size for a
             mean loss, 1 for a summed one; (0, inf).
-        beta1: decay of the gradient's running average; [0, 1). 0 uses the gradient itself.
+        beta1: decay of the gradient's running average; [0, 1). ``None`` keeps no average and moves
+            the mean by the gradient itself, as 0 does with an average.
+        bias_correction: whether the average is debiased; without, :math:`\hat g = m`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -56,36 +52,35 @@ class SquaredGradient(Likelihood):
     :eq:`eq-momentum`.
     """
 
-    averages: ClassVar[bool] = False
-
     scale: Positive = 1.0
-    beta1: Momentum = 0.9
+    beta1: Momentum | None = 0.9
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def _average(self) -> GradientAverage:
+        """The running average that moves the mean."""
+        return GradientAverage(self.beta1, self.bias_correction)
+
     def scalars(self, t: Tensor | float) -> Packed:
-        """The scale, β₁ and its debiasing 1 − β₁ᵗ."""
-        return self.scale, self.beta1, bias_correction(self.beta1, t)
+        """The scale, and the average's numbers."""
+        return self.scale, *self._average.scalars(t)
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` whose scaled square is finite."""
         return squarable(dtype) / float(self.scale)
 
-    def init(self, p: Tensor) -> FirstMoment:
-        """One running average, shaped like ``p``, at zero."""
-        return FirstMoment(torch.zeros_like(p))
+    def init(self, p: Tensor) -> Memory:
+        """The gradient's average, at zero."""
+        return self._average.init(p)
 
     def observe(
-        self, like: FirstMoment, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
-    ) -> tuple[Observation, FirstMoment]:
-        """Λ = g², and the debiased average gradient."""
-        scale, beta1, correction = scalars
+        self, like: Any, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
+    ) -> tuple[Observation, Memory]:
+        """Λ = g², and the average gradient."""
+        scale, *numbers = scalars
         grad = scale * raw.grad
-        exp_avg = beta1 * like.exp_avg + (1 - beta1) * grad
-        return Observation(exp_avg / correction, Diag(grad * grad)), FirstMoment(exp_avg)
-
-
-def bias_correction(beta: float | Tensor, t: Tensor | float) -> Tensor:
-    """1 − βᵗ: the weight that t steps of an average have gathered (before the first, as at it)."""
-    return 1 - scalar(beta) ** scalar(t).clamp_min(1)
+        pull, like = self._average.update(like, grad, tuple(numbers))
+        return Observation(pull, Diag(grad * grad)), like

@@ -1,5 +1,9 @@
 """Dynamics priors: how the optimal weights move between two gradients. One file each."""
 
 from filteropt.models.fixed_noise import FixedNoise
+from filteropt.models.forget_to_prior import ForgetToPrior
+from filteropt.models.proportional_noise import ProportionalNoise
+from filteropt.models.random_walk import RandomWalk
+from filteropt.models.static import Static
 
-__all__ = ["FixedNoise"]
+__all__ = ["FixedNoise", "ForgetToPrior", "ProportionalNoise", "RandomWalk", "Static"]

@@ -56,8 +56,8 @@ class FixedNoise(Dynamics):
 
     k: ClassVar[int] = 1
 
-    lr: Nonnegative
-    prior_variance: Annotated[float, Interval("(0, inf]")]
+    lr: Nonnegative = 1e-3
+    prior_variance: Annotated[float, Interval("(0, inf]")] = 0.1
     weight_decay: Nonnegative | None = None
     discretization: Literal["euler", "exact"] = "euler"
 

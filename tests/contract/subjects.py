@@ -54,6 +54,10 @@ class Subject:
         opt = self([torch.nn.Parameter(PROBE.clone())])
         return {k: v for k, v in opt.defaults.items() if k not in BOOKKEEPING}
 
+    def decay(self, value: float) -> dict[str, float]:
+        """Return weight decay as a keyword, or nothing for a class that has none."""
+        return {"weight_decay": value} if "weight_decay" in self.defaults() else {}
+
     def numeric(self) -> dict[str, Any]:
         """Return the hyperparameters that are a number or a tuple of numbers."""
         return {k: v for k, v in self.defaults().items() if is_number(v) or isinstance(v, tuple)}
@@ -72,7 +76,8 @@ class Subject:
     def rewordings(self) -> list[tuple[str, str]]:
         """Return each hyperparameter that is a word with another legal word."""
         defaults = self.defaults()
-        return [(k, w) for k, w in WORDS.items() if k in defaults and defaults[k] != w]
+        words = [k for k, value in defaults.items() if isinstance(value, str)]
+        return [(k, w) for k, w in WORDS.items() if k in words and defaults[k] != w]
 
 
 def is_number(value: object) -> bool:
@@ -95,14 +100,31 @@ TAYLOR = {"cancels": frozenset({"batch_size", "schedule"})}
 SPECIAL: dict[str, list[dict[str, Any]]] = {
     "AdaBayes": [{}, {"keywords": {"linearize_at": "prediction"}}],
     "AdaBayesFP": [TAYLOR, {"keywords": {"schedule": "model"}, **TAYLOR}],
+    "BayesRMSprop": [
+        {"keywords": {"weight_decay": 0.05}},
+        {"keywords": {"weight_decay": 0.05, "fixed_point": True}, "numbers_per_weight": 1},
+    ],
+    "OnlineNaturalGradient": [
+        {
+            "keywords": {"forgetting": 0.1},
+            "numbers_per_weight": 1,
+            "cancels": frozenset({"schedule", "linearize_at"}),  # a plain gain, and no decay
+        }
+    ],
 }
+# Its likelihood looks into a model, which these problems do not have: test_dense_kalman.py instead.
+LOOKS_INTO_A_MODEL = {"ExtendedKalmanFilter"}
 
 ADAMW = Subject(torch.optim.AdamW)
 FILTERS = [
     Subject(getattr(presets, name), **fields)
     for name in presets.__all__
+    if isinstance(getattr(presets, name), type) and name not in LOOKS_INTO_A_MODEL
     for fields in SPECIAL.get(name, [{}])
 ]
 SUBJECTS = [ADAMW, *FILTERS]
+DECAYING = [subject for subject in SUBJECTS if "weight_decay" in subject.defaults()]
 VARIATIONS = [(subject, *case) for subject in SUBJECTS for case in subject.variations()]
 REWORDINGS = [(subject, *case) for subject in FILTERS for case in subject.rewordings()]
+STARTS = {"initial_variance"}  # read before the first step only
+LATER_VARIATIONS = [case for case in VARIATIONS if case[1] not in STARTS]

@@ -51,10 +51,10 @@ def through_json(state):
 def test_resume_is_bitwise(subject, travel):
     """An optimizer of other hyperparameters becomes the saved one, and goes on as it would."""
     model = network()
-    opt = subject(model.parameters(), lr=2e-3, weight_decay=0.03)
+    opt = subject(model.parameters(), lr=2e-3, **subject.decay(0.03))
     train(model, opt, 4)
     other = network()
-    resumed = subject(other.parameters(), lr=0.5, weight_decay=0.0)
+    resumed = subject(other.parameters(), lr=0.5, **subject.decay(0.0))
     other.load_state_dict(model.state_dict())
     resumed.load_state_dict(travel(opt.state_dict()))
     assert_same(photograph(resumed), photograph(opt))

@@ -24,6 +24,7 @@ from .problems import (
     trained,
     weights,
 )
+from .subjects import DECAYING
 
 ORDERS = ["posterior", "prediction"]
 
@@ -122,6 +123,7 @@ def test_state_moved_by_hand_is_used(subject):
     assert_same(params, twin)
 
 
+@pytest.mark.parametrize("subject", DECAYING, ids=str)
 def test_decay_and_no_decay_groups(subject):
     """The Trainer's and timm's two groups, either of which may be empty; extra keys included."""
     model = network()
@@ -146,6 +148,7 @@ def test_decay_and_no_decay_groups(subject):
     assert_close(decay, [p * (1 - 0.3 * lr) ** 2 for p in fresh])
 
 
+@pytest.mark.parametrize("subject", DECAYING, ids=str)
 def test_weight_decay_is_a_keyword(subject):
     """Factories always pass it."""
     opt = subject(parameters(), weight_decay=0.25)
@@ -191,6 +194,7 @@ def test_train_and_eval_are_idempotent(library_subject, order):
         drive(opt, 1, start=t)
 
 
+@pytest.mark.parametrize("library_subject", DECAYING[1:], ids=str)
 def test_prediction_differs_from_posterior_only_in_training_mode(library_subject):
     """In eval mode the weights are the mean; in train mode they have decayed once more."""
     params = parameters()
@@ -226,8 +230,8 @@ def by_distributed_checkpoint(folder, model, opt, other, resumed):
 def test_checkpoint_of_either_mode_resumes(library_subject, tmp_path, order, mode, carry):
     """Weights and state saved together in one mode go on together, in both modes."""
     model, other = network(), network()
-    opt = library_subject(model.parameters(), linearize_at=order, weight_decay=0.5)
-    resumed = library_subject(other.parameters(), linearize_at=order, weight_decay=0.5)
+    opt = library_subject(model.parameters(), linearize_at=order, **library_subject.decay(0.5))
+    resumed = library_subject(other.parameters(), linearize_at=order, **library_subject.decay(0.5))
     train(model, opt, 3)
     getattr(opt, mode)()
     carry(tmp_path, model, opt, other, resumed)

@@ -135,8 +135,9 @@ def test_maximize_must_be_true_or_false(library_subject, wrong):
 def test_whole_numbers_are_numbers(subject):
     """An int where a float is due acts as that float."""
     params, same = parameters(), parameters()
-    drive(subject(params, weight_decay=1), 2)
-    drive(subject(same, weight_decay=1.0), 2)
+    name = "weight_decay" if "weight_decay" in subject.defaults() else "batch_size"
+    drive(subject(params, **{name: 1}), 2)
+    drive(subject(same, **{name: 1.0}), 2)
     assert_same(params, same)
 
 

@@ -94,7 +94,7 @@ def test_cosine_ends_at_rest(subject):
 def test_scheduled_step_is_smaller(subject):
     """The displacement follows the rate: a tenth of the rate moves about a tenth as far."""
     params, same = parameters(), parameters()
-    full, tenth = subject(params, weight_decay=0.0), subject(same, weight_decay=0.0)
+    full, tenth = (subject(ps, **subject.decay(0.0)) for ps in (params, same))
     drive(full, 3)
     drive(tenth, 3)
     start = clones(params)

@@ -191,7 +191,7 @@ def test_zero_grad_to_zeros_keeps_the_tensors(subject):
 
 def test_zero_gradients_stay_finite(subject):
     """From the very first step on: masked and dead units have them always."""
-    opt = subject(parameters(), weight_decay=0.0)
+    opt = subject(parameters(), **subject.decay(0.0))
     before = clones(weights(opt))
     for _ in range(4):
         for p in weights(opt):

@@ -1,8 +1,4 @@
-"""Presets: hyperparameters to compositions, and the named optimizers.
-
-A preset is a function that returns a :class:`filteropt.engine.Filter`; an optimizer class is a
-preset with a name. An ablation replaces a slot of what the function returns.
-"""
+"""AdaBayes and AdaBayes-FP: fixed process noise and squared gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from filteropt.hyperparameters import (
 from filteropt.models import FixedNoise
 from filteropt.optimizer import FilterOptimizer
 
-__all__ = ["AdaBayes", "AdaBayesFP"]
+__all__ = ["AdaBayes", "AdaBayesFP", "adabayes", "adabayes_fp"]
 
 
 @checked
@@ -41,7 +37,7 @@ def adabayes(
     batch_size: Positive = 1,
     discretization: Literal["euler", "exact"] = "euler",
 ) -> Filter:
-    """The composition of :class:`AdaBayes` (same arguments)."""
+    """The composition of :class:`~filteropt.AdaBayes` (same arguments)."""
     return Filter(
         FixedNoise(lr, lr_sgd / batch_size, weight_decay, discretization),
         SquaredGradient(batch_size, beta1),
@@ -60,7 +56,7 @@ def adabayes_fp(
     eps: Nonnegative = 0.0,
     fixed_point: Literal["taylor", "exact"] = "taylor",
 ) -> Filter:
-    """The composition of :class:`AdaBayesFP` (same arguments)."""
+    """The composition of :class:`~filteropt.AdaBayesFP` (same arguments)."""
     return Filter(
         FixedNoise(lr, lr_sgd / batch_size, weight_decay),
         AveragedSquaredGradient(batch_size, betas, eps),

@@ -1,28 +1,16 @@
-r"""The engine: a filter is a value with five slots, and there is one step.
-
-.. math::
-    \text{predict} \quad & \mu^- = F\mu^+, && \Sigma^- = c\,F\Sigma^+F^\top + Q \\
-    \text{condition} \quad & \Sigma^+ = ((\Sigma^-)^{-1} + \Lambda)^{-1}, &&
-    \mu^+ = \mu^- - \Sigma^+ \hat g \\
-    \text{project} \quad & \Sigma^+ \leftarrow \text{the nearest member of the family}
-
-The mean of the weights is the parameter itself: a step returns a displacement. Everything here is
-pure; :class:`filteropt.FilterOptimizer` adds the displacement and keeps the state.
-"""
+"""A filter, its state and its one step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from filteropt import approximations
 from filteropt.approximations import Identity
 from filteropt.linalg import belief_dtype, scalar
-from filteropt.trees import names, tree_map
+from filteropt.trees import tree_map
 from filteropt.types import (
     Basis,
     Dynamics,
@@ -38,23 +26,15 @@ from filteropt.types import (
 
 __all__ = [
     "Filter",
-    "IncompatibleComposition",
     "Scalars",
-    "check",
+    "covariance",
     "init",
+    "initial_variance",
     "scalars",
     "step",
     "template",
     "variance",
 ]
-
-
-RESERVED = ("step", "decay", "evaluating", "prediction")
-"""State names that the optimizer itself uses."""
-
-
-class IncompatibleComposition(ValueError):  # ruff: ignore[error-suffix-on-exception-name] - the name states the fact
-    """Two slots of a filter do not fit; the message names both and what would fit."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +118,8 @@ def step(
     raw = raw._replace(grad=filter.basis.forward(basis, raw.grad))
     disp, prior = filter.posterior.propagate(belief, scalars.age)
     obs, like = filter.likelihood.observe(like, raw, p, prior, scalars.likelihood)
+    if (pull := scalars.transition.pull) is not None:  # the prior's mean, 0, is observed again
+        obs = obs._replace(grad=obs.grad + pull * filter.basis.forward(basis, p))
     disp, belief = filter.posterior.condition(disp, prior, obs, scalars.transition)
     for project in filter.projections:
         disp, belief = project(disp, belief)
@@ -163,20 +145,37 @@ def init(filter: Filter, p: Tensor) -> State:
     )
 
 
-def variance(filter: Filter, scalars: Scalars, state: State) -> Tensor:
+def variance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Tensor:
     """The marginal posterior variance of every weight.
 
     Args:
         filter: the composition.
         scalars: numbers of the last step.
         state: what the filter remembers.
+        p: the parameter, in the belief's dtype.
 
     Returns:
         Σ⁺, shaped like the parameter, in squared weight units.
     """
-    curvature = filter.likelihood.curvature(state.like, scalars.likelihood)
+    curvature = filter.likelihood.curvature(state.like, p, scalars.likelihood)
     rotated = filter.posterior.variance(state.belief, curvature, scalars.transition)
     return filter.basis.variance(state.basis, rotated)
+
+
+def covariance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Tensor:
+    """The posterior covariance that the family keeps, in the basis' coordinates.
+
+    Args:
+        filter: the composition.
+        scalars: numbers of the last step.
+        state: what the filter remembers.
+        p: the parameter, in the belief's dtype.
+
+    Returns:
+        Every weight's own k×k covariance, ``(*p.shape, k, k)``, or a dense family's ``(n, n)``.
+    """
+    curvature = filter.likelihood.curvature(state.like, p, scalars.likelihood)
+    return filter.posterior.covariance(state.belief, curvature, scalars.transition)
 
 
 def initial_variance(filter: Filter) -> Scalar:
@@ -190,55 +189,6 @@ def initial_variance(filter: Filter) -> Scalar:
     return noise / (1 - carried) if noise > 0 and carried < 1 else 1e-2
 
 
-def check(filter: Filter) -> None:
-    """Check that the slots fit.
-
-    Args:
-        filter: the composition.
-
-    Raises:
-        IncompatibleComposition: naming two slots that do not fit, and what would.
-    """
-    dynamics, likelihood, posterior = filter.dynamics, filter.likelihood, filter.posterior
-    if dynamics.k not in posterior.latents:
-        _refuse(dynamics, posterior, f"its {dynamics.k} latents per weight cannot be held there",
-                _parts(lambda part: dynamics.k in getattr(part, "latents", ())))  # fmt: skip
-    gathered = frozenset(Raw._fields)
-    if missing := likelihood.needs - gathered:
-        _refuse(likelihood, posterior, f"nothing gathers the {', '.join(sorted(missing))} it needs",
-                _parts(lambda part: getattr(part, "needs", missing) <= gathered))  # fmt: skip
-    if likelihood.gives not in posterior.accepts:
-        _refuse(likelihood, posterior, f"its {likelihood.gives.__name__} curvature is not accepted",
-                _parts(lambda part: likelihood.gives in getattr(part, "accepts", ())))  # fmt: skip
-    if posterior.stationary and not likelihood.averages:
-        _refuse(likelihood, posterior, "a stationary variance needs an averaged curvature",
-                _parts(lambda part: getattr(part, "averages", False)))  # fmt: skip
-    transition = dynamics.transition(scalar(1))
-    if objection := posterior.objection(transition):
-        _refuse(dynamics, posterior, objection, _parts(
-            lambda part: hasattr(part, "objection") and not part().objection(transition)
-            and (likelihood.averages or not part.stationary)))  # fmt: skip
-    var0 = float(initial_variance(filter))
-    if not (0 < var0 < float("inf") or posterior.stationary):
-        _refuse(dynamics, posterior, f"its initial variance {var0} is not positive and finite",
-                ["an explicit initial_variance"])  # fmt: skip
-    kept = [*names(template(filter, torch.Size((1, 1)))), *RESERVED]
-    if twice := sorted({name for name in kept if kept.count(name) > 1}):
-        _refuse(likelihood, posterior, f"they, the basis or the optimizer share the state name "
-                f"{', '.join(twice)}", ["a part whose state has another name"])  # fmt: skip
-
-
-def _refuse(part: object, other: object, why: str, fitting: list[str]) -> None:
-    name, other_name = type(part).__name__, type(other).__name__
-    fits = " or ".join(fitting) if fitting else "nothing in filteropt"
-    raise IncompatibleComposition(f"{name} does not fit {other_name}: {why}. Would fit: {fits}.")
-
-
-def _parts(fits: Callable[[Any], bool]) -> list[str]:
-    """Names of the shipped approximations for which ``fits`` is true."""
-    return [name for name in approximations.__all__ if fits(getattr(approximations, name))]
-
-
 def _unless_first(transition: Transition, t: Tensor) -> Transition:
     """``transition`` with its covariance part switched off at t = 1."""
     first = t <= 1
@@ -250,6 +200,7 @@ def _unless_first(transition: Transition, t: Tensor) -> Transition:
         ),
         Q=tuple(torch.where(first, 0.0, q) for q in transition.Q),
         c=torch.where(first, 1.0, scalar(transition.c)),
+        pull=None if transition.pull is None else torch.where(first, 0.0, transition.pull),
     )
 
 

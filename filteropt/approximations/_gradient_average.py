@@ -1,0 +1,56 @@
+"""The running average of gradients that moves the mean, shared by every likelihood."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from filteropt.linalg import scalar
+from filteropt.types import Memory, Packed
+
+__all__ = ["GradientAverage", "bias_correction"]
+
+
+class FirstMoment(NamedTuple):
+    """Running average of the summed loss' gradient."""
+
+    exp_avg: Tensor
+
+
+class GradientAverage(NamedTuple):
+    r"""The mean's pull: a debiased running average of gradients, or the gradient itself.
+
+    .. math:: m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad \hat g_t = m_t / (1-\beta_1^t) .
+
+    Attributes:
+        beta: β₁; ``None`` keeps nothing, and the pull is the gradient itself.
+        debias: whether the average is divided by the weight that it has gathered.
+    """
+
+    beta: float | None
+    debias: bool = True
+
+    def scalars(self, t: Tensor | float) -> Packed:
+        """β₁ and the divisor."""
+        if self.beta is None:
+            return ()
+        return self.beta, bias_correction(self.beta, t) if self.debias else 1.0
+
+    def init(self, p: Tensor) -> Memory:
+        """One average shaped like ``p``, at zero, or nothing."""
+        return () if self.beta is None else FirstMoment(torch.zeros_like(p))
+
+    def update(self, like: Any, grad: Tensor, scalars: Packed) -> tuple[Tensor, Memory]:
+        """The pull, and the new average."""
+        if not scalars:
+            return grad, like
+        beta, correction = scalars
+        exp_avg = beta * like.exp_avg + (1 - beta) * grad
+        return exp_avg / correction, FirstMoment(exp_avg)
+
+
+def bias_correction(beta: float | Tensor, t: Tensor | float) -> Tensor:
+    """1 − βᵗ: the weight that t steps of an average have gathered (before the first, as at it)."""
+    return 1 - scalar(beta) ** scalar(t).clamp_min(1)

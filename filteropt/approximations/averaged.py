@@ -1,0 +1,114 @@
+"""Curvature averaged over steps: what a stationary variance needs, for any diagonal likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from filteropt.approximations._gradient_average import bias_correction
+from filteropt.approximations.squared_gradient import SquaredGradient
+from filteropt.hyperparameters import Momentum, Nonnegative, check_fields
+from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw
+
+__all__ = ["Averaged"]
+
+
+class Moments(NamedTuple):
+    """What the averaged likelihood itself remembers, and the running average of its curvature."""
+
+    own: Memory
+    exp_avg_sq: Tensor
+
+
+@dataclass(frozen=True)
+class Averaged(Likelihood):
+    r"""A running average of another likelihood's curvature is the precision of every minibatch.
+
+    With :math:`\Lambda_t` the curvature that ``likelihood`` reports,
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) \Lambda_t, \qquad
+        \bar\Lambda_t = \frac{v_t}{1-\beta_2^t} + \varepsilon .
+
+    What is approximated: the expected curvature, by an average over about 1/(1−β₂) steps. Filtered
+    recursively, an average counts each minibatch about as often as not averaging does; a family
+    at its fixed point, such as :class:`FixedPoint`, needs one.
+
+    Args:
+        likelihood: any likelihood that gives a diagonal curvature.
+        beta2: decay of the average; [0, 1).
+        eps: added to the average, in inverse squared weight units; [0, inf).
+        bias_correction: whether the average is debiased; without, it is :math:`v + \varepsilon`.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument outside its range, or a likelihood whose curvature is no diagonal.
+
+    Example:
+        >>> from filteropt.approximations import Averaged, CentredGradient
+        >>> Averaged(CentredGradient(), beta2=0.99).averages
+        True
+
+    Source: P (Aitchison 2020) Eq. 4 for the squared gradient; see :eq:`eq-second-moment`.
+    """
+
+    averages: ClassVar[bool] = True
+
+    likelihood: Likelihood = field(default_factory=SquaredGradient)
+    beta2: Momentum = 0.999
+    eps: Nonnegative = 0.0
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.likelihood.gives is not Diag:
+            raise ValueError(
+                f"Averaged: likelihood={self.likelihood!r} gives {self.likelihood.gives.__name__} "
+                f"curvature; only a diagonal one can be averaged, such as SquaredGradient()'s"
+            )
+
+    @property
+    def core(self) -> Likelihood:
+        """The averaged likelihood's."""
+        return self.likelihood.core
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # a ClassVar elsewhere
+        """What the averaged likelihood needs."""
+        return self.likelihood.needs
+
+    @property
+    def informative(self) -> bool:  # type: ignore[override]  # a ClassVar elsewhere
+        """Whether the averaged likelihood is."""
+        return self.likelihood.informative
+
+    def scalars(self, t: Tensor | float) -> Packed:
+        """The averaged likelihood's numbers, then β₂, its divisor and ε."""
+        divisor = bias_correction(self.beta2, t) if self.bias_correction else 1.0
+        return *self.likelihood.scalars(t), self.beta2, divisor, self.eps
+
+    def gradient_limit(self, dtype: torch.dtype) -> float:
+        """The averaged likelihood's."""
+        return self.likelihood.gradient_limit(dtype)
+
+    def init(self, p: Tensor) -> Moments:
+        """What the averaged likelihood remembers, and an average at zero."""
+        return Moments(self.likelihood.init(p), torch.zeros_like(p))
+
+    def observe(
+        self, like: Moments, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
+    ) -> tuple[Observation, Moments]:
+        """The debiased average of Λ, and the averaged likelihood's gradient."""
+        *numbers, beta2, _, _ = scalars
+        obs, own = self.likelihood.observe(like.own, raw, p, prior, tuple(numbers))
+        assert isinstance(obs.curvature, Diag), "construction admits only diagonal curvature"
+        moments = Moments(own, beta2 * like.exp_avg_sq + (1 - beta2) * obs.curvature.values)
+        return obs._replace(curvature=self.curvature(moments, p, scalars)), moments
+
+    def curvature(self, like: Moments, p: Tensor, scalars: Packed) -> Diag:
+        """The debiased average of Λ, plus ε."""
+        *_, divisor, eps = scalars
+        return Diag(like.exp_avg_sq / divisor + eps)

@@ -1,0 +1,131 @@
+"""The dense posterior: the full covariance of a tensor's weights, as a square root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from filteropt.hyperparameters import Interval, Positive, check_fields
+from filteropt.linalg import condition_root, overshoots, predict_root
+from filteropt.types import (
+    Belief,
+    Diag,
+    LowRank,
+    Observation,
+    Posterior,
+    Scalar,
+    Transition,
+)
+
+__all__ = ["Dense"]
+
+
+class Root(NamedTuple):
+    """A square root of the covariance, one row for every weight: ``(*p.shape, n)``."""
+
+    covariance_root: Tensor
+
+
+@dataclass(frozen=True)
+class Dense(Posterior):
+    r"""All the weights of one tensor, correlations included: the Kalman filter itself.
+
+    .. math::
+        \Sigma^-_t = cF^2\,\Sigma^+_{t-1} + Q I, \qquad
+        \Sigma^+_t = ((\Sigma^-_t)^{-1} + \Lambda_t)^{-1}, \qquad
+        \mu^+_t = \mu^-_t - \Sigma^+_t\,\hat g_t .
+
+    The covariance is kept as a square root, :math:`\Sigma = LL^\top`, and updated as one: symmetric
+    and positive by form. A curvature of r < n rows costs O(n²r), process noise or a diagonal
+    curvature O(n³). Nothing is approximated within a tensor; between tensors correlations are
+    dropped, so that each block is the covariance of one tensor's optimum *given the other tensors'
+    present values*. :class:`filteropt.Flat` puts a whole model into one tensor.
+
+    Args:
+        initial_variance: variance of every weight before any evidence, squared weight units;
+            (0, inf). ``None`` takes the dynamics' ``initial_variance``, else its stationary
+            variance, else 0.01.
+        max_weights: the largest tensor that is taken, in weights; (0, inf). The covariance of n
+            weights has n² numbers.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument outside its range, or a tensor that is too large.
+
+    Example:
+        >>> from filteropt.approximations import Dense
+        >>> family = Dense()
+        >>> prior = family.init(torch.zeros(2), 1.0, 1)
+        >>> obs = Observation(torch.tensor([1.0, 1.0]), LowRank(torch.tensor([[1.0, 1.0]])))
+        >>> disp, post = family.condition(0.0, prior, obs, Transition(((1.0,),), (0.0,)))
+        >>> disp    # the two weights' sum is observed with precision 1
+        tensor([-0.3333, -0.3333])
+
+    Source: Kalman (1960); Ollivier (2018); the square-root forms are derived in
+    :eq:`eq-square-root-predict` and :eq:`eq-square-root-update`.
+    """
+
+    accepts: ClassVar[tuple[type, ...]] = (Diag, LowRank)
+    elementwise: ClassVar[bool] = False
+
+    initial_variance: Annotated[float, Interval("(0, inf)")] | None = None
+    max_weights: Positive = 8192
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def objection(self, transition: Transition) -> str | None:
+        """Overshooting dynamics: their variance would grow without bound."""
+        return overshoots(transition)
+
+    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
+        """Variance ``var0`` for every weight, and no correlations."""
+        n = p.numel()
+        if n > self.max_weights:
+            raise ValueError(
+                f"Dense: a tensor of shape {tuple(p.shape)} has {n} weights, more than "
+                f"max_weights={self.max_weights:g}; its covariance would take "
+                f"{n * n * p.element_size() / 2**30:.2g} GiB. Use an elementwise posterior such "
+                f"as Diagonal, or raise max_weights"
+            )
+        root = torch.eye(n, dtype=p.dtype, device=p.device) * var0**0.5
+        return Belief((), Root(root.reshape(*p.shape, n)))
+
+    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:
+        """Σ⁻ = c F² Σ⁺ + Q I, pulled; the other latents, of which there are none, move nothing."""
+        (root,) = belief.cov
+        aged = predict_root(_square(root), transition)
+        return 0.0, Belief((), Root(aged.reshape(root.shape)))
+
+    def condition(
+        self, disp: Scalar | Tensor, prior: Belief, obs: Observation, transition: Transition
+    ) -> tuple[Tensor, Belief]:
+        """Σ⁺ = ((Σ⁻)⁻¹ + Λ)⁻¹, and the displacement −Σ⁺ĝ."""
+        (root,) = prior.cov
+        posterior = condition_root(_square(root), _rows(obs.curvature))
+        moved = -(posterior @ (posterior.mT @ obs.grad.reshape(-1)))
+        return moved.reshape(obs.grad.shape), Belief((), Root(posterior.reshape(root.shape)))
+
+    def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
+        """The covariance's diagonal."""
+        return belief.cov[0].square().sum(-1)
+
+    def covariance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
+        """The covariance of all the tensor's weights, ``(n, n)``, in the order of ``flatten()``."""
+        root = _square(belief.cov[0])
+        return root @ root.mT
+
+
+def _square(root: Tensor) -> Tensor:
+    """A root as an n×n matrix."""
+    return root.reshape(root.shape[-1], root.shape[-1])
+
+
+def _rows(curvature: Diag | LowRank) -> Tensor:
+    """J with Λ = JᵀJ, ``(r, n)``."""
+    if isinstance(curvature, LowRank):
+        return curvature.rows.flatten(1) if curvature.rows.dim() > 1 else curvature.rows[:, None]
+    return curvature.values.reshape(-1).sqrt().diag()

@@ -1,0 +1,83 @@
+"""What an optimizer believes: variances and covariances of its parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filteropt import engine
+from filteropt.checkpoint import CheckpointedOptimizer
+from filteropt.engine import Filter, Scalars
+from filteropt.linalg import belief_dtype
+from filteropt.recipe import Bound
+from filteropt.trees import names, restore, tree_map
+from filteropt.types import State
+
+__all__ = ["BeliefOptimizer"]
+
+
+class BeliefOptimizer(CheckpointedOptimizer):
+    """An optimizer that can be asked for its belief about every parameter."""
+
+    def _bind(self, group: dict[str, Any]) -> Bound:
+        """The composition for a group's present hyperparameters."""
+        raise NotImplementedError
+
+    def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """A parameter's state before the first gradient."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def posterior_variance(self, p: Tensor) -> Tensor:
+        r"""The variance of every weight's optimum given the other weights' present values.
+
+        This is :math:`\Sigma^+`, not the marginal of a joint posterior over all the weights. For a
+        :class:`~filteropt.approximations.Dense` posterior, which is joint over one tensor, it is
+        the marginal within that tensor.
+
+        Args:
+            p: one of the optimizer's parameters.
+
+        Returns:
+            A new tensor shaped like ``p``, in squared weight units; before the first step, the
+            prior's variance.
+
+        Raises:
+            ValueError: ``p`` is not one of the optimizer's parameters.
+        """
+        filter, scalars, state = self._belief("posterior_variance", p)
+        return engine.variance(filter, scalars, state, p.detach().to(belief_dtype(p)))
+
+    @torch.no_grad()
+    def posterior_covariance(self, p: Tensor) -> Tensor:
+        r"""The covariance that the posterior family keeps about one parameter.
+
+        Args:
+            p: one of the optimizer's parameters.
+
+        Returns:
+            A new tensor in squared weight units. Families that treat every weight on its own give
+            each weight's covariance with its other latents, ``(*p.shape, k, k)``;
+            :class:`~filteropt.approximations.Dense` gives the covariance of all of the parameter's
+            n weights, ``(n, n)``, in the order of ``p.flatten()``.
+
+        Raises:
+            ValueError: ``p`` is not one of the optimizer's parameters.
+        """
+        filter, scalars, state = self._belief("posterior_covariance", p)
+        return engine.covariance(filter, scalars, state, p.detach().to(belief_dtype(p)))
+
+    def _belief(self, asked: str, p: Tensor) -> tuple[Filter, Scalars, State]:
+        """A parameter's filter, its last step's numbers and its state."""
+        for group in self.param_groups:
+            if any(q is p for q in group["params"]):
+                bound = self._bind(group)
+                engine.check(bound.filter)
+                state = self.state.get(p) or self._fresh(group, p)
+                scalars = engine.scalars(bound.filter, float(state["step"]))
+                form = bound.form(p)
+                belief = restore(form, [state[name] for name in names(form)])
+                return bound.filter, tree_map(float, scalars), belief
+        raise ValueError(f"{asked}: a tensor of shape {tuple(p.shape)} is not optimized")

@@ -1,0 +1,123 @@
+"""Whether the slots of a filter fit, and an error that says what would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from filteropt import approximations, models
+from filteropt.engine.filter import Filter, initial_variance, template
+from filteropt.linalg import lost_variance, scalar
+from filteropt.trees import names
+from filteropt.types import Raw, Transition
+
+__all__ = ["IncompatibleComposition", "check"]
+
+RESERVED = ("step", "decay", "evaluating", "prediction")
+"""State names that the optimizer itself uses."""
+
+SLOTS = {
+    "dynamics": "transition",
+    "likelihood": "observe",
+    "posterior": "condition",
+    "basis": "forward",
+}
+"""The method by which a part is known to belong to a slot."""
+
+
+class IncompatibleComposition(ValueError):  # ruff: ignore[error-suffix-on-exception-name] - the name states the fact
+    """Two slots of a filter do not fit; the message names both and what would fit."""
+
+
+class Conflict(NamedTuple):
+    """Two slots that do not fit, why, and what to do where no other part would help."""
+
+    slots: tuple[str, str]
+    why: str
+    advice: str = ""
+
+
+def check(filter: Filter) -> None:
+    """Check that the slots fit.
+
+    Args:
+        filter: the composition.
+
+    Raises:
+        IncompatibleComposition: naming two slots that do not fit, and the shipped parts that would
+            in the place of either.
+    """
+    conflict = _conflict(filter)
+    if conflict is not None:
+        one, other = (type(getattr(filter, slot)).__name__ for slot in conflict.slots)
+        fits = conflict.advice or " or ".join(_alternatives(filter, conflict.slots))
+        raise IncompatibleComposition(
+            f"{one} does not fit {other}: {conflict.why}. "
+            f"Would fit: {fits or 'nothing in filteropt'}."
+        )
+
+
+def shipped(slot: str) -> dict[str, type[Any]]:
+    """The shipped parts of one slot, each of which can be made without arguments.
+
+    Args:
+        slot: ``"dynamics"``, ``"likelihood"``, ``"posterior"`` or ``"basis"``.
+
+    Returns:
+        Classes by name, in alphabetical order.
+
+    Raises:
+        ValueError: another slot.
+    """
+    if slot not in SLOTS:
+        raise ValueError(f"slot={slot!r} is not a slot; use {' or '.join(map(repr, SLOTS))}")
+    rooms = (models, approximations)
+    found = {name: getattr(room, name) for room in rooms for name in room.__all__}
+    return {name: cls for name, cls in sorted(found.items()) if hasattr(cls, SLOTS[slot])}
+
+
+def _alternatives(filter: Filter, slots: tuple[str, str]) -> list[str]:
+    """The shipped parts that would make a whole of the filter, in the place of either part."""
+    return [
+        name
+        for slot in slots
+        for name, cls in shipped(slot).items()
+        if _conflict(replace(filter, **{slot: cls()})) is None
+    ]
+
+
+def _conflict(filter: Filter) -> Conflict | None:
+    """The first two slots that do not fit."""
+    dynamics, likelihood, posterior = filter.dynamics, filter.likelihood, filter.posterior
+    transition = dynamics.transition(scalar(1))
+    learning, ageing = ("likelihood", "posterior"), ("dynamics", "posterior")
+    if dynamics.k not in posterior.latents:
+        return Conflict(ageing, f"its {dynamics.k} latents per weight cannot be held there")
+    if missing := likelihood.needs - frozenset(Raw._fields):
+        return Conflict(learning, f"nothing gathers the {', '.join(sorted(missing))} it needs")
+    if likelihood.gives not in posterior.accepts:
+        return Conflict(learning, f"its {likelihood.gives.__name__} curvature is not accepted")
+    if posterior.stationary and not likelihood.averages:
+        return Conflict(learning, "a stationary variance needs an averaged curvature")
+    if objection := posterior.objection(transition):
+        return Conflict(ageing, objection)
+    if not likelihood.informative and not _bounded(transition):
+        why = "where no curvature is learned its variance would grow without bound"
+        return Conflict(("dynamics", "likelihood"), why)
+    var0 = float(initial_variance(filter))
+    if not (0 < var0 < float("inf") or posterior.stationary):
+        why = f"its initial variance {var0} is not positive and finite"
+        return Conflict(ageing, why, "an explicit initial_variance")
+    kept = [*names(template(filter, torch.Size((1, 1)))), *RESERVED]
+    if twice := sorted({name for name in kept if kept.count(name) > 1}):
+        why = f"they, the basis or the optimizer share the state name {', '.join(twice)}"
+        return Conflict(learning, why, "a part whose state has another name")
+    return None
+
+
+def _bounded(transition: Transition) -> bool:
+    """Whether a variance stays bounded without evidence."""
+    lost = float(lost_variance(transition))
+    return bool(transition.pull) or lost > 0 or (lost >= 0 and not float(transition.Q[0]) > 0)

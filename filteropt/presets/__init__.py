@@ -1,0 +1,32 @@
+"""Presets: hyperparameters to compositions, and the named optimizers.
+
+A preset is a function that returns a :class:`filteropt.engine.Filter`; an optimizer class is a
+preset with a name. An ablation replaces a slot of what the function returns.
+"""
+
+from filteropt.presets.fixed_noise import AdaBayes, AdaBayesFP, adabayes, adabayes_fp
+from filteropt.presets.natural_gradient import (
+    ExtendedKalmanFilter,
+    OnlineNaturalGradient,
+    extended_kalman_filter,
+    online_natural_gradient,
+)
+from filteropt.presets.random_walk import BayesRMSprop, bayes_rmsprop
+from filteropt.presets.special_cases import adam, adamw, rmsprop, sgd
+
+__all__ = [
+    "AdaBayes",
+    "AdaBayesFP",
+    "BayesRMSprop",
+    "ExtendedKalmanFilter",
+    "OnlineNaturalGradient",
+    "adabayes",
+    "adabayes_fp",
+    "adam",
+    "adamw",
+    "bayes_rmsprop",
+    "extended_kalman_filter",
+    "online_natural_gradient",
+    "rmsprop",
+    "sgd",
+]
