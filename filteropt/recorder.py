@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,11 @@ class Recorder:
         model: the module whose output the loss is computed from.
     """
 
+    measuring: ClassVar[bool] = False  # whether any recorder is running the model itself
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.minibatches: list[Minibatch] = []
-        self.measuring = False
         model.register_forward_hook(_Watch(self), with_kwargs=True)
 
     def clear(self) -> None:
@@ -165,12 +166,12 @@ class Recorder:
         in_dims = tuple(0 if isinstance(x, Tensor) else None for x in args)
         for start in range(0, shape[0], size):
             chunk = [x[start : start + size] if isinstance(x, Tensor) else x for x in args]
-            self.measuring = True
+            Recorder.measuring = True
             try:
                 with torch.enable_grad():
                     block = vmap(rows_of_one, in_dims=in_dims)(*chunk)
             finally:
-                self.measuring = False
+                Recorder.measuring = False
             yield {name: rows.detach() for name, rows in block.items()}
 
 

@@ -1,4 +1,4 @@
-"""Draw the figures of the derivation page: ``python docs/figures/make.py``.
+"""Draw the figures of the mathematical pages: ``python docs/figures/make.py``.
 
 Every curve and point is computed here by the library itself; the SVG files next to this script are
 its committed output. ``--png DIR`` also writes PNG copies for a quick look.
@@ -7,17 +7,19 @@ its committed output. ``--png DIR`` also writes PNG copies for a quick look.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 
+from filteropt import FilterOptimizer, OnlineNaturalGradient
 from filteropt.approximations import Diagonal, SquaredGradient
 from filteropt.engine import Filter, init, scalars, step
-from filteropt.linalg import stationary_flow, stationary_variance
-from filteropt.models import FixedNoise
-from filteropt.types import Raw
+from filteropt.linalg import predict_variance, stationary_flow, stationary_variance
+from filteropt.models import FixedNoise, ForgetToPrior, ProportionalNoise, RandomWalk, Static
+from filteropt.types import Dynamics, Raw
 
 HERE = Path(__file__).parent
 LR, LR_SGD, BATCH = 1e-3, 0.1, 128
@@ -103,20 +105,130 @@ def taylor_errors(figure: Figure) -> None:
     walk, _ = errors(float("inf"), "euler")
     euler, _ = errors(PRIOR, "euler")
     exact, half_gain = errors(PRIOR, "exact")
-    ax.loglog(gain, gain / 2, color=GREY, lw=1, ls="--", label=r"$\eta\sqrt{h}/2$")
-    ax.loglog(gain, walk, color=BLUE, lw=1.8, label=r"no prior, $\sigma^2=\infty$")
-    ax.loglog(gain, exact, color=GREEN, lw=1.8, label="exact discretization")
-    ax.loglog(gain, half_gain, color="#222222", lw=1.2, ls=":", label=r"$h\,\Sigma_{\rm T}/2$")
+    ax.loglog(gain, gain / 2, color="#BBBBBB", lw=4.5, solid_capstyle="butt")
+    ax.loglog(gain, half_gain, color="#BBBBBB", lw=4.5, solid_capstyle="butt")
     for sign, style in ((1, "-"), (-1, (0, (3, 1.5)))):
-        part = torch.where(sign * euler > 0, sign * euler, torch.nan)
-        label = "Euler's discretization" if sign > 0 else "Euler's, where negative"
-        ax.loglog(gain, part, color=ORANGE, lw=1.8, ls=style, label=label)
+        ax.loglog(
+            gain, torch.where(sign * euler > 0, sign * euler, torch.nan),
+            color=ORANGE, lw=1.8, ls=style,
+        )  # fmt: skip
+    ax.loglog(gain, exact, color=GREEN, lw=1.8)
+    ax.loglog(gain, walk, color=BLUE, lw=1.2)
     ax.set(
         xlim=(1e-6, 10), ylim=(1e-10, 30),
-        xlabel=r"$\eta\sqrt{h}$",
+        xlabel=r"$\eta\sqrt{h}$     (little data $\leftarrow\,\rightarrow$ much)",
         ylabel=r"$|\Sigma_{\rm Taylor}/\Sigma_{\rm exact}-1|$",
     )  # fmt: skip
-    ax.legend(loc="lower right", fontsize=8.5)
+    ax.text(1.6e-6, 8e-4, "Euler (too small)", color=ORANGE)
+    ax.text(1.5e-3, 8e-6, "Euler\n(too large)", color=ORANGE, va="center")
+    ax.text(2.2e-6, 5e-6, "no prior", color=BLUE, rotation=24)
+    ax.text(8e-6, 4e-9, "exact discretization", color=GREEN)
+    ax.text(0.35, 4e-3, r"$\eta\sqrt{h}/2$", color=GREY)
+    ax.annotate("", (0.15, 7e-2), (0.34, 1.2e-2), arrowprops={"arrowstyle": "-", "color": GREY})
+    ax.text(3e-4, 2e-8, r"$h\,\Sigma_{\rm T}/2$", color=GREY)
+    ax.annotate("", (5.5e-5, 1.4e-6), (2.7e-4, 5e-8), arrowprops={"arrowstyle": "-", "color": GREY})
+
+
+def three_regimes(figure: Figure) -> None:
+    """A random walk's variances at rest, before and after a gradient, in units of the noise."""
+    ax = figure.subplots()
+    gain = torch.logspace(-3, 3, 601, dtype=torch.float64)  # eta sqrt(s), at eta = 1
+    transition = RandomWalk(lr=1.0).transition(1)
+    after = stationary_variance(gain.square(), 1.0, 1.0, transition.lost)
+    before = predict_variance(after, transition)
+    for law, color in ((1 / gain, PURPLE), (torch.ones_like(gain), ORANGE), (gain**-2, GREY)):
+        ax.loglog(gain, law, color=color, lw=1.1, ls="--")
+    ax.loglog(gain, after, color=GREEN, lw=2.2)
+    ax.loglog(gain, before, color=BLUE, lw=2.2)
+    ax.axvline(2 / 3**0.5, color=GREY, lw=0.9, ls=(0, (1, 2)))
+    ax.set(
+        xlim=(1e-3, 1e3), ylim=(3e-6, 3e3),
+        xlabel=r"$\eta\sqrt{s}$     (much memory $\leftarrow\,\rightarrow$ little)",
+        ylabel=r"variance / $\eta^2$",
+    )  # fmt: skip
+    ax.text(8, 1.7, r"Bayesian RMSprop, $\Sigma^-$", color=BLUE)
+    ax.text(0.9, 2e-3, r"the filter proper, $\Sigma^+$", color=GREEN, ha="right")
+    ax.text(1.3e-3, 20, r"RMSprop, $\eta/\sqrt{s}$", color=PURPLE)
+    ax.text(2e-3, 0.3, r"SGD, $\eta^2$", color=ORANGE)
+    ax.text(0.05, 1.4e3, r"Newton, $1/s$", color=GREY)
+    ax.text(1.35, 6e-6, r"$2/\sqrt{3}$", color=GREY)
+
+
+def variances(dynamics: Dynamics, prior: float, evidence: torch.Tensor) -> list[float]:
+    """The filter's variance of one weight, before the first gradient and after every one."""
+    filter = Filter(dynamics, SquaredGradient(beta1=None), Diagonal(prior))
+    weight = torch.zeros(1, dtype=torch.float64)
+    state = init(filter, weight)
+    path = [prior]
+    for t, h in enumerate(evidence, 1):
+        _, state = step(filter, scalars(filter, t), state, Raw(h.sqrt().reshape(1)), weight)
+        path.append(state.belief.cov[0].item())
+    return path
+
+
+def forgetting(figure: Figure) -> None:
+    """Five dynamics through evidence, silence and evidence again."""
+    ax = figure.subplots()
+    evidence = torch.ones(1300, dtype=torch.float64)
+    evidence[300:1000] = 0
+    rows = (
+        ("fading memory", ProportionalNoise(0.01), PURPLE, (840, 8)),
+        ("forgetting to the prior", ForgetToPrior(0.01, 0.1), GREEN, (985, 0.15)),
+        ("random walk", RandomWalk(0.01), BLUE, (1225, 0.085)),
+        ("fixed noise", FixedNoise(0.01, 0.1), ORANGE, (985, 0.0205)),
+        ("static", Static(), GREY, (985, 1.6e-3)),
+    )
+    ax.axvspan(300, 1000, color="#EEEEEE", lw=0)
+    for name, dynamics, color, at in rows:
+        ax.semilogy(variances(dynamics, 0.1, evidence), color=color, lw=1.8)
+        ax.text(*at, name, color=color, ha="right")
+    ax.set(xlim=(0, 1300), ylim=(5e-4, 100), xlabel="step", ylabel=r"posterior variance $\Sigma^+$")
+    ax.text(150, 50, "observed", color=GREY, ha="center")
+    ax.text(650, 50, "not observed", color=GREY, ha="center")
+    ax.text(1150, 50, "observed", color=GREY, ha="center")
+
+
+def reddi(figure: Figure) -> None:
+    """Trajectories on Reddi et al.'s counterexample, one point per period."""
+    ax = figure.subplots()
+
+    def walking(lr: float = 1.0) -> Filter:
+        return Filter(RandomWalk(lr), SquaredGradient(beta1=None), Diagonal(1.0))
+
+    def play(make: Callable[..., torch.optim.Optimizer], periods: int = 3000) -> list[float]:
+        x = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        optimizer, path = make([x]), [0.0]
+        for t in range(3 * periods):
+            x.grad = torch.tensor(3.0 if t % 3 == 0 else -1.0, dtype=torch.float64)
+            optimizer.step()
+            with torch.no_grad():
+                x.clamp_(-1, 1)
+            if t % 3 == 2:
+                path.append(x.item())
+        return path
+
+    def adam(p: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(p, 0.01, betas=(0.0, 0.1), eps=0)
+
+    def walk(lr: float) -> Callable[..., torch.optim.Optimizer]:
+        return lambda p: FilterOptimizer(p, walking, lr=lr)
+
+    def static(p: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return OnlineNaturalGradient(p, initial_variance=1.0)
+
+    rows = (
+        ("Adam", adam, ORANGE, (32, 0.55)),
+        (r"random walk, $\eta = 1$", walk(1.0), BLUE, (3.3, 0.8)),
+        (r"$\eta = 0.03$", walk(0.03), PURPLE, (75, -0.92)),
+        ("static", static, GREEN, (300, -0.45)),
+    )
+    for name, make, color, at in rows:
+        ax.plot(play(make), color=color, lw=1.8)
+        ax.text(*at, name, color=color)
+    ax.set(xlim=(1, 3000), ylim=(-1.16, 1.16), xlabel="periods of three steps", ylabel="$x$")
+    ax.set_xscale("log")
+    ax.text(2800, 1.03, "worst", color=GREY, ha="right", va="bottom")
+    ax.text(2800, -1.03, "best", color=GREY, ha="right", va="top")
 
 
 def save(figure: Figure, name: str, png: Path | None) -> None:
@@ -132,7 +244,13 @@ def main() -> None:
     parser.add_argument("--png", type=Path, help="also write PNG files into this folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    figures = {"stationary_variance": stationary_variances, "taylor_error": taylor_errors}
+    figures = {
+        "stationary_variance": stationary_variances,
+        "taylor_error": taylor_errors,
+        "three_regimes": three_regimes,
+        "forgetting": forgetting,
+        "reddi": reddi,
+    }
     for name, draw in figures.items():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         draw(figure)

@@ -44,8 +44,9 @@ class GaussNewton(Likelihood):
     The loss must be the negative log-likelihood: :math:`\lVert f - y\rVert^2/(2r)` or the
     cross-entropy, summed or averaged over examples as ``scale`` says. ``F.mse_loss`` of one output
     per example is that for r = ½. The Jacobians are those of the forward passes whose outputs were
-    backpropagated into since the last step, so gradients may be accumulated. The optimizer needs
-    ``model=``, whose tensor inputs have the examples in their first dimension.
+    backpropagated into since the last step, so gradients may be accumulated; call ``zero_grad``
+    after other uses of ``backward`` or ``autograd.grad``. The optimizer needs ``model=``, whose
+    tensor inputs have the examples in their first dimension.
 
     Args:
         loss: ``"squared_error"`` or ``"cross_entropy"``.

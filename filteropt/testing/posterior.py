@@ -26,7 +26,8 @@ def check_posterior(posterior: Posterior) -> None:
     precision Λ/2 equal one of Λ, independent observations commute, static dynamics leave a belief
     as it is, two steps of ageing equal the composed one, and covariances stay symmetric and
     positive definite. Those that rest at a fixed point find that it is the recursion's. Those that
-    keep correlations turn with their coordinates, and are the scalar filter on separable problems.
+    take low-rank curvature turn with their coordinates, and with families that treat every weight
+    on its own they are the scalar filter on separable problems.
 
     Args:
         posterior: the part.
@@ -59,7 +60,7 @@ def check_posterior(posterior: Posterior) -> None:
             continue
         _check_filtering(posterior, start, prior, precision)
         _check_definite(posterior, dtype)
-        if not posterior.elementwise:
+        if LowRank in posterior.accepts:
             _check_correlations(posterior, dtype)
 
 
@@ -74,7 +75,8 @@ def _check_filtering(posterior: Posterior, start: Belief, prior: Belief, precisi
     one_way = _condition_all(posterior, prior, [precision, other])
     law(near(one_way, _condition_all(posterior, prior, [other, precision])),
          "independent observations commute")  # fmt: skip
-    law(near(after, 1 / (1 / held + precision)), "on separable problems, the scalar filter")
+    if posterior.elementwise or LowRank in posterior.accepts:
+        law(near(after, 1 / (1 / held + precision)), "on separable problems, the scalar filter")
     _, aged = posterior.propagate(start, STATIC)
     law(same(start.cov, aged.cov), "static dynamics leave a belief as it is")
     for first, then in ((DRIFT, FADING), (FADING, DRIFT), (DRIFT, DRIFT)):
