@@ -12,7 +12,7 @@ from filteropt.checkpoint import CheckpointedOptimizer
 from filteropt.engine import Filter, Scalars
 from filteropt.linalg import belief_dtype
 from filteropt.recipe import Bound
-from filteropt.trees import names, restore, tree_map
+from filteropt.trees import restore, tree_map
 from filteropt.types import State
 
 __all__ = ["BeliefOptimizer"]
@@ -78,6 +78,6 @@ class BeliefOptimizer(CheckpointedOptimizer):
                 state = self.state.get(p) or self._fresh(group, p)
                 scalars = engine.scalars(bound.filter, float(state["step"]))
                 form = bound.form(p)
-                belief = restore(form, [state[name] for name in names(form)])
+                belief = restore(form, [state[name] for name in bound.names(p)])
                 return bound.filter, tree_map(float, scalars), belief
         raise ValueError(f"{asked}: a tensor of shape {tuple(p.shape)} is not optimized")

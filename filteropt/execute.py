@@ -12,7 +12,7 @@ from filteropt import engine
 from filteropt.engine import Filter, Scalars, step
 from filteropt.measure import Reading, is_dtensor, local
 from filteropt.recipe import Bound
-from filteropt.trees import leaves, names, restore, tree_map
+from filteropt.trees import leaves, restore, tree_map
 from filteropt.types import Raw, State
 
 __all__ = [
@@ -125,7 +125,7 @@ def update(
     weights = [local(reading.p) for reading in batch.readings]
     shards = [{k: local(v) for k, v in states[r.p].items()} for r in batch.readings]
     forms = [bound.form(reading.p) for reading in batch.readings]
-    kept = [names(form) for form in forms]
+    kept = [bound.names(reading.p) for reading in batch.readings]
     work = (
         (restore(form, [shard[k] for k in keys]), r.raw, p.to(r.raw.grad.dtype))
         for form, keys, shard, r, p in zip(

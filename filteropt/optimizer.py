@@ -180,7 +180,8 @@ class FilterOptimizer(BeliefOptimizer):
         Raises:
             NonFiniteGradientError: a gradient, or its square, is not finite; nothing was changed.
             RuntimeError: the parameters hold the posterior mean (after :meth:`eval`) although
-                gradients are due at the prediction.
+                gradients are due at the prediction, or a group's hyperparameters were changed to
+                need state that was not kept.
         """
         loss = None
         if closure is not None:
@@ -233,6 +234,11 @@ class FilterOptimizer(BeliefOptimizer):
             state = self.state.get(p, {})
             if state.get("evaluating"):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
+            if state and (missing := [key for key in bound.names(p) if key not in state]):
+                raise RuntimeError(
+                    f"the group's hyperparameters now need {', '.join(missing)}, which {name()} "
+                    f"has not kept; start a new optimizer, or change them before the first step"
+                )
             raw = measure.gather(p, name, maximize=group["maximize"], **gathered.get(p, {}))
             largest = torch.finfo(raw.grad.dtype).max
             limit = min(largest, bound.filter.likelihood.gradient_limit(raw.grad.dtype))

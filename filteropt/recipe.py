@@ -15,6 +15,7 @@ from filteropt import engine
 from filteropt.engine import Filter
 from filteropt.hyperparameters import LearningRate, check_values, hints_of
 from filteropt.signature import plain, preset_values, scheduled_names
+from filteropt.trees import names
 from filteropt.types import State
 
 __all__ = ["Bound", "Recipe", "variant"]
@@ -32,16 +33,24 @@ class Bound:
     Args:
         filter: the composition.
         forms: states that hold nothing, one for each shape of parameter met so far.
+        kept: the names of these states' tensors.
     """
 
     filter: Filter
     forms: dict[torch.Size, State] = field(default_factory=dict)
+    kept: dict[torch.Size, list[str]] = field(default_factory=dict)
 
     def form(self, p: Tensor) -> State:
         """A state of the form that ``p`` needs."""
         if p.shape not in self.forms:
             self.forms[p.shape] = engine.template(self.filter, p.shape)
         return self.forms[p.shape]
+
+    def names(self, p: Tensor) -> list[str]:
+        """What the tensors of ``p``'s state are called."""
+        if p.shape not in self.kept:
+            self.kept[p.shape] = names(self.form(p))
+        return self.kept[p.shape]
 
 
 class Recipe:

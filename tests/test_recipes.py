@@ -19,7 +19,7 @@ from filteropt import FilterOptimizer, IncompatibleComposition, variant
 from filteropt.approximations import Diagonal, FixedPoint, SquaredGradient
 from filteropt.engine import Filter
 from filteropt.models import FixedNoise
-from filteropt.presets import adabayes, adabayes_fp
+from filteropt.presets import adabayes, adabayes_fp, sgd
 from filteropt.types import Observation
 
 
@@ -261,3 +261,16 @@ def test_a_group_may_change_where_gradients_are_taken(first, then):
     before = p.detach().clone()
     opt.eval()
     assert torch.equal(p, before) == (then == "posterior")
+
+
+def test_a_group_cannot_need_state_that_was_not_kept():
+    """Momentum that starts in the middle of a run is refused before anything changes."""
+    p = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    opt = filteropt.FilterOptimizer([p], sgd, lr=0.1)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    opt.param_groups[0]["momentum"] = 0.9
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="now need exp_avg"):
+        opt.step()
+    assert torch.equal(p, before)

@@ -11,7 +11,7 @@ from filteropt.testing import parts
 
 
 class CompositionMatrix(SphinxDirective):
-    """One table for every posterior: dynamics by likelihoods, and the reasons of the refusals."""
+    """One table for every posterior: likelihoods by dynamics, and the reasons of the refusals."""
 
     def run(self) -> list[nodes.Node]:
         """Make every composition of the shipped parts and say whether it fits."""
@@ -19,14 +19,14 @@ class CompositionMatrix(SphinxDirective):
         lines: list[str] = []
         for posterior, family in parts("posterior").items():
             lines += [f"**{link('approximations', posterior)}**", ""]
-            lines += [row(["", *(link("approximations", name) for name in parts("likelihood"))])]
-            lines += ["|:---|" + ":---:|" * len(parts("likelihood"))]
-            for dynamics, prior in parts("dynamics").items():
+            lines += [row(["", *(link("models", name) for name in parts("dynamics"))])]
+            lines += ["|:---|" + ":---:|" * len(parts("dynamics"))]
+            for likelihood, approximation in parts("likelihood").items():
                 cells = [
-                    cell(Filter(prior(), likelihood(), family()), reasons)
-                    for likelihood in parts("likelihood").values()
+                    cell(Filter(prior(), approximation(), family()), reasons)
+                    for prior in parts("dynamics").values()
                 ]
-                lines += [row([link("models", dynamics), *cells])]
+                lines += [row([link("approximations", likelihood), *cells])]
             lines += [""]
         lines += ["● fits. A number is the reason why not, as the error begins:", ""]
         lines += [f"{number}. {reason}" for reason, number in reasons.items()]
