@@ -28,7 +28,7 @@ def main() -> int:
     """Run the command line, or say which packages it needs.
 
     Returns:
-        The exit code: 0 done, 2 a mistake in the request, 130 interrupted.
+        The exit code: 0 done, 1 a law missed, 2 a mistake in the request, 130 interrupted.
     """
     if missing := missing_packages():
         print(

@@ -14,16 +14,18 @@ from rich.table import Table
 
 from experiments.compare import Compare
 from experiments.errors import UserError
+from experiments.limits import Limits
+from experiments.limits.catalogue import CASES
 from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import OFFLINE_TASKS, TASKS, Task
 
 
 @dataclass(frozen=True)
 class List:
-    """Describe the tasks and the optimizers."""
+    """Describe the tasks, the optimizers and the limiting cases."""
 
     def run(self, console: Console) -> int:
-        """Print both lists.
+        """Print the lists.
 
         Args:
             console: Where to write.
@@ -39,6 +41,9 @@ class List:
                 name: _describe(task) for name, task in TASKS.items() if name not in OFFLINE_TASKS
             },
             "Optimizers": {name: entry.description for name, entry in OPTIMIZERS.items()},
+            "Cases of the study of limits": {
+                name: f"{case.composition}: {case.limit}" for name, case in CASES.items()
+            },
         }
         for title, lines in sections.items():
             table = Table(box=None, show_header=False, padding=(0, 2))
@@ -56,6 +61,7 @@ def _describe(task: Task) -> str:
 # A new study: its file, and one line here.
 Study = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Limits, tyro.conf.subcommand("limits")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
@@ -68,7 +74,7 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
         console: Where to write; the standard output by default.
 
     Returns:
-        The exit code: 0 done, 2 a mistake in the request, 130 interrupted.
+        The exit code: 0 done, 1 a law missed, 2 a mistake in the request, 130 interrupted.
     """
     errors = io.StringIO()
     try:
