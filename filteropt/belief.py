@@ -1,4 +1,4 @@
-"""What an optimizer believes: variances and covariances of its parameters."""
+"""What an optimizer believes, and which mean its parameters hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filteropt.recipe import Bound
 from filteropt.trees import restore, tree_map
 from filteropt.types import State
 
-__all__ = ["BeliefOptimizer"]
+__all__ = ["BeliefOptimizer", "hold_posterior", "hold_prediction", "strict_state"]
 
 
 class BeliefOptimizer(CheckpointedOptimizer):
@@ -81,3 +81,57 @@ class BeliefOptimizer(CheckpointedOptimizer):
                 belief = restore(form, [state[name] for name in bound.names(p)])
                 return bound.filter, tree_map(float, scalars), belief
         raise ValueError(f"{asked}: a tensor of shape {tuple(p.shape)} is not optimized")
+
+    def train(self, mode: bool = True) -> BeliefOptimizer:
+        """Let the parameters hold the mean at which gradients are due; idempotent.
+
+        Under ``linearize_at="prediction"`` that is the predicted mean; otherwise nothing changes.
+
+        Args:
+            mode: ``False`` is the same as :meth:`eval`.
+
+        Returns:
+            The optimizer itself.
+        """
+        hold = hold_prediction if mode else hold_posterior
+        for p, state in self.state.items():
+            hold(p, state)
+        return self
+
+    def eval(self) -> BeliefOptimizer:
+        """Let the parameters hold the posterior mean, for evaluation and saving; idempotent.
+
+        Returns:
+            The optimizer itself.
+        """
+        return self.train(False)
+
+
+def strict_state() -> dict[str, Any]:
+    """What a parameter keeps besides its belief where gradients are taken at the prediction.
+
+    Returns:
+        ``decay``, by which the last step predicted the mean to shrink, and ``evaluating``, whether
+        the parameter holds its posterior mean instead.
+    """
+    decay = torch.zeros((), dtype=torch.float64, device="cpu")
+    return {"decay": decay, "evaluating": torch.tensor(False, device="cpu")}
+
+
+@torch.no_grad()
+def hold_posterior(p: Tensor, state: dict[str, Any]) -> None:
+    """Turn a parameter's prediction into its posterior mean, keeping the prediction aside."""
+    if "evaluating" in state and not state["evaluating"]:
+        state["prediction"] = p.detach().clone()
+        p.div_(1 - float(state["decay"]))
+        state["evaluating"].fill_(True)
+
+
+@torch.no_grad()
+def hold_prediction(p: Tensor, state: dict[str, Any]) -> None:
+    """Bring the prediction back, bit for bit where the parameter was left alone meanwhile."""
+    if state.get("evaluating"):
+        shrink = 1 - float(state["decay"])
+        prediction = state.pop("prediction", p * shrink)
+        p.copy_(torch.where(p == prediction / shrink, prediction, p * shrink))
+        state["evaluating"].fill_(False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from filteropt import engine
@@ -17,11 +16,8 @@ from filteropt.types import Raw, State
 
 __all__ = [
     "Batch",
-    "hold_posterior",
-    "hold_prediction",
     "loop",
     "plan",
-    "strict_state",
     "update",
 ]
 
@@ -141,33 +137,3 @@ def update(
         if batch.ahead is not None:
             p.mul_(1 - batch.ahead)
             shard["decay"].fill_(batch.ahead)
-
-
-def strict_state() -> ParameterState:
-    """What a parameter keeps besides its belief where gradients are taken at the prediction.
-
-    Returns:
-        ``decay``, by which the last step predicted the mean to shrink, and ``evaluating``, whether
-        the parameter holds its posterior mean instead.
-    """
-    decay = torch.zeros((), dtype=torch.float64, device="cpu")
-    return {"decay": decay, "evaluating": torch.tensor(False, device="cpu")}
-
-
-@torch.no_grad()
-def hold_posterior(p: Tensor, state: ParameterState) -> None:
-    """Turn a parameter's prediction into its posterior mean, keeping the prediction aside."""
-    if "evaluating" in state and not state["evaluating"]:
-        state["prediction"] = p.detach().clone()
-        p.div_(1 - float(state["decay"]))
-        state["evaluating"].fill_(True)
-
-
-@torch.no_grad()
-def hold_prediction(p: Tensor, state: ParameterState) -> None:
-    """Bring the prediction back, bit for bit where the parameter was left alone meanwhile."""
-    if state.get("evaluating"):
-        shrink = 1 - float(state["decay"])
-        prediction = state.pop("prediction", p * shrink)
-        p.copy_(torch.where(p == prediction / shrink, prediction, p * shrink))
-        state["evaluating"].fill_(False)

@@ -73,8 +73,9 @@ def predict_root(root: Tensor, transition: Transition) -> Tensor:
     r"""A square root of the prior covariance :math:`((cF^2 LL^\top + QI)^{-1} + RI)^{-1}`.
 
     Noise is added by a QR factorisation of :math:`(\sqrt c F L,\ \sqrt Q I)^\top`, so that the
-    covariance is never formed and stays positive by form. Growing dynamics without evidence are
-    stopped where fourth powers would overflow.
+    covariance is never formed and stays positive by form. Where dynamics let the variance of a
+    weight without evidence grow without bound, it is stopped, for that weight alone, at ε^(-3/2)
+    times the smallest (ε the dtype's rounding), beyond which it would drown the others in rounding.
 
     Derived in :eq:`eq-square-root-predict`.
 
@@ -90,8 +91,10 @@ def predict_root(root: Tensor, transition: Transition) -> Tensor:
     carried = transition.c * factor * factor
     if carried != 1:
         root = root * carried**0.5
-    if carried > 1 and root.numel():
-        root = root * (squarable(root.dtype) ** 0.5 / root.abs().max()).clamp_max(1)
+    if carried > 1 and transition.pull is None and len(root):
+        spread = torch.linalg.vector_norm(root, dim=1, keepdim=True)
+        ceiling = spread.min() * torch.finfo(root.dtype).eps ** -0.75
+        root = root * (ceiling.clamp_max(squarable(root.dtype) ** 0.5) / spread).clamp_max(1)
     if noise > 0:
         root = torch.linalg.qr(torch.cat([root.mT, eye * noise**0.5]), mode="r").R.mT
     if transition.pull is not None and transition.pull > 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from filteropt import engine, execute, measure
+from filteropt import belief, engine, execute, measure
 from filteropt.belief import BeliefOptimizer
 from filteropt.engine import Filter
 from filteropt.execute import Batch
@@ -78,6 +78,12 @@ class FilterOptimizer(BeliefOptimizer):
     """
 
     preset: Preset
+
+    @overload
+    def __init__(self, params: ParamsT, preset: Preset, **keywords: Any) -> None: ...
+
+    @overload  # a named optimizer's own arguments, for type checkers; made in __init_subclass__
+    def __init__(self, params: ParamsT, *args: Any, **keywords: Any) -> None: ...
 
     def __init__(
         self,
@@ -254,43 +260,17 @@ class FilterOptimizer(BeliefOptimizer):
         if not state:
             state.update(self._fresh(group, p))
         elif group["linearize_at"] == "posterior":  # a group may change its mind
-            for name in execute.strict_state():
+            for name in belief.strict_state():
                 state.pop(name, None)
         else:
-            state.update({k: v for k, v in execute.strict_state().items() if k not in state})
+            state.update({k: v for k, v in belief.strict_state().items() if k not in state})
 
     def _fresh(self, group: Group, p: Tensor) -> Group:
         """The state before the first gradient: the constructed ``lr``'s prior."""
         initial = engine.init(self._bind({**group, "lr": group["base_lr"]}).filter, p)
         step = torch.zeros((), dtype=torch.float32, device="cpu")
-        strict = execute.strict_state() if group["linearize_at"] == "prediction" else {}
+        strict = belief.strict_state() if group["linearize_at"] == "prediction" else {}
         return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **strict}
-
-    # Contexts ----------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> FilterOptimizer:
-        """Let the parameters hold the mean at which gradients are due; idempotent.
-
-        Under ``linearize_at="prediction"`` that is the predicted mean; otherwise nothing changes.
-
-        Args:
-            mode: ``False`` is the same as :meth:`eval`.
-
-        Returns:
-            The optimizer itself.
-        """
-        hold = execute.hold_prediction if mode else execute.hold_posterior
-        for p, state in self.state.items():
-            hold(p, state)
-        return self
-
-    def eval(self) -> FilterOptimizer:
-        """Let the parameters hold the posterior mean, for evaluation and saving; idempotent.
-
-        Returns:
-            The optimizer itself.
-        """
-        return self.train(False)
 
     def _expected_state(self, group: Group, p: Tensor) -> set[str]:
         """The names of the tensors that a parameter of such a group keeps."""

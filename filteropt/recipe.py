@@ -145,7 +145,8 @@ def variant(preset: Callable[P, Filter], **slots: Any) -> Callable[P, Filter]:
         A preset of the same signature.
 
     Raises:
-        TypeError: a slot that filters do not have.
+        TypeError: a slot that filters do not have, or a function of a hyperparameter that the
+            preset does not have.
 
     Example:
         >>> from filteropt.approximations import FixedPoint
@@ -163,6 +164,7 @@ def variant(preset: Callable[P, Filter], **slots: Any) -> Callable[P, Filter]:
         if name not in known:
             raise TypeError(f"filters have no slot {name!r}; their slots are {', '.join(known)}")
     signature = inspect.signature(preset)
+    taken = {name: _taken(preset, name, slot) for name, slot in slots.items()}
 
     @functools.wraps(preset)
     def build(*args: P.args, **kwargs: P.kwargs) -> Filter:
@@ -170,14 +172,26 @@ def variant(preset: Callable[P, Filter], **slots: Any) -> Callable[P, Filter]:
         bound.apply_defaults()
         values = bound.arguments
         parts = {
-            name: slot(**{k: values[k] for k in inspect.signature(slot).parameters})
-            if inspect.isfunction(slot)
-            else slot
+            name: slot(**{k: values[k] for k in taken[name]}) if inspect.isfunction(slot) else slot
             for name, slot in slots.items()
         }
         return replace(preset(*args, **kwargs), **parts)
 
     return build
+
+
+def _taken(preset: Callable[..., Filter], name: str, slot: Any) -> list[str]:
+    """The preset's hyperparameters that a slot's function takes, besides defaults of its own."""
+    if not inspect.isfunction(slot):
+        return []
+    known, parameters = inspect.signature(preset).parameters, inspect.signature(slot).parameters
+    for parameter in parameters.values():
+        if parameter.name not in known and parameter.default is inspect.Parameter.empty:
+            raise TypeError(
+                f"{name}: its function takes {parameter.name!r}, which is no hyperparameter of the "
+                f"preset; those are {', '.join(known)}"
+            )
+    return [parameter for parameter in parameters if parameter in known]
 
 
 def _key(value: Any) -> Hashable:

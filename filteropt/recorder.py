@@ -118,7 +118,8 @@ class Recorder:
         """Refuse what per-example Jacobians do not exist for."""
         mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
         for name, module in self.model.named_modules():
-            if module.training and isinstance(module, mixing):
+            idle = getattr(module, "p", 1) == 0  # a dropout that drops nothing
+            if module.training and isinstance(module, mixing) and not idle:
                 raise ValueError(
                     f"layer {name!r} ({type(module).__name__}) mixes examples or draws noise while "
                     f"training, so that the loss has no per-example Jacobians; call its eval(), or "

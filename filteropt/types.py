@@ -191,12 +191,14 @@ class Likelihood(Protocol):
         gives: the type of curvature it returns.
         averages: whether it knows its running curvature between steps (see :meth:`curvature`).
         informative: whether gradients teach it any curvature at all.
+        delay: steps before the first that it can tell a curvature from.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
     gives: ClassVar[type] = Diag
     averages: ClassVar[bool] = False
     informative: ClassVar[bool] = True
+    delay: ClassVar[int] = 0
 
     @property
     def core(self) -> Likelihood:

@@ -87,3 +87,7 @@ def test_version_is_stated_once_in_every_place():
     assert f'version = "{filteropt.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert f"version: {filteropt.__version__}" in (ROOT / "CITATION.cff").read_text()
     assert f"[{filteropt.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_types_are_shipped():
+    assert (ROOT / "filteropt" / "py.typed").exists()

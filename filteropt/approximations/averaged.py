@@ -31,7 +31,9 @@ class Averaged(Likelihood):
 
     .. math::
         v_t = \beta_2 v_{t-1} + (1-\beta_2) \Lambda_t, \qquad
-        \bar\Lambda_t = \frac{v_t}{1-\beta_2^t} + \varepsilon .
+        \bar\Lambda_t = \frac{v_t}{1-\beta_2^{\,t-k}} + \varepsilon ,
+
+    where the first k steps tell no curvature yet (none for most; 1 for :class:`CentredGradient`).
 
     What is approximated: the expected curvature, by an average over about 1/(1−β₂) steps. Filtered
     recursively, an average counts each minibatch about as often as not averaging does; a family
@@ -85,9 +87,15 @@ class Averaged(Likelihood):
         """Whether the averaged likelihood is."""
         return self.likelihood.informative
 
+    @property
+    def delay(self) -> int:  # type: ignore[override]  # a ClassVar elsewhere
+        """The averaged likelihood's."""
+        return self.likelihood.delay
+
     def scalars(self, t: Tensor | float) -> Packed:
         """The averaged likelihood's numbers, then β₂, its divisor and ε."""
-        divisor = bias_correction(self.beta2, t) if self.bias_correction else 1.0
+        gathered = t - self.likelihood.delay
+        divisor = bias_correction(self.beta2, gathered) if self.bias_correction else 1.0
         return *self.likelihood.scalars(t), self.beta2, divisor, self.eps
 
     def gradient_limit(self, dtype: torch.dtype) -> float:

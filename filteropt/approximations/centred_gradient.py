@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class CentredGradient(Likelihood):
 
     Source: Aitchison (2018) Sec. 2.1; the factor is derived in :eq:`eq-centred`.
     """
+
+    delay: ClassVar[int] = 1
 
     scale: Positive = 1.0
     beta1: Momentum | None = 0.9

@@ -38,8 +38,10 @@ def check_scale_equivariance(
     """
     reference = _run(make, hyperparameters, 1.0, steps)
     for c in (1 / 128, 3.0, 1e3):
-        units = {"batch_size": c, "lr_sgd": c}
-        scaled = {name: value / units.get(name, 1) for name, value in hyperparameters.items()}
+        scaled = {
+            name: value / c if name in {"batch_size", "lr_sgd"} else value
+            for name, value in hyperparameters.items()
+        }
         weights, variance = _run(make, scaled, c, steps)
         law(near(weights, reference[0], 1e-9), f"a loss times {c:g} leaves the weights alone")
         law(near(variance, reference[1], 1e-9), f"a loss times {c:g} leaves variances alone")
