@@ -279,5 +279,5 @@ def test_a_group_cannot_need_state_that_was_not_kept():
 def test_a_slots_function_keeps_its_own_defaults_and_takes_only_what_there_is():
     made = variant(adabayes, dynamics=lambda lr, form="exact": FixedNoise(lr, discretization=form))
     assert made(lr=0.1).dynamics == FixedNoise(0.1, discretization="exact")
-    with pytest.raises(TypeError, match="dynamics: its function takes 'rate'.* lr, lr_sgd"):
+    with pytest.raises(TypeError, match=r"dynamics: its function takes 'rate'.* lr, lr_sgd"):
         variant(adabayes, dynamics=lambda rate: FixedNoise(rate))
