@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from filteropt.recipe import Bound
 from filteropt.trees import restore, tree_map
 from filteropt.types import State
 
-__all__ = ["BeliefOptimizer", "hold_posterior", "hold_prediction", "strict_state"]
+__all__ = [
+    "BeliefOptimizer",
+    "hold_posterior",
+    "hold_prediction",
+    "require_kept",
+    "strict_state",
+]
 
 
 class BeliefOptimizer(CheckpointedOptimizer):
@@ -74,8 +81,8 @@ class BeliefOptimizer(CheckpointedOptimizer):
         for group in self.param_groups:
             if any(q is p for q in group["params"]):
                 bound = self._bind(group)
-                engine.check(bound.filter)
                 state = self.state.get(p) or self._fresh(group, p)
+                require_kept(bound, p, state, lambda: "the parameter")
                 scalars = engine.scalars(bound.filter, float(state["step"]))
                 form = bound.form(p)
                 belief = restore(form, [state[name] for name in bound.names(p)])
@@ -105,6 +112,25 @@ class BeliefOptimizer(CheckpointedOptimizer):
             The optimizer itself.
         """
         return self.train(False)
+
+
+def require_kept(bound: Bound, p: Tensor, state: dict[str, Any], name: Callable[[], str]) -> None:
+    """Refuse hyperparameters that need state which a parameter has not kept.
+
+    Args:
+        bound: the composition for the group's present hyperparameters.
+        p: the parameter.
+        state: what it has kept.
+        name: how to call it.
+
+    Raises:
+        RuntimeError: naming what is missing.
+    """
+    if missing := [key for key in bound.names(p) if key not in state]:
+        raise RuntimeError(
+            f"the group's hyperparameters now need {', '.join(missing)}, which {name()} has not "
+            f"kept; start a new optimizer, or change them before the first step"
+        )
 
 
 def strict_state() -> dict[str, Any]:

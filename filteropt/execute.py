@@ -9,6 +9,7 @@ from torch import Tensor
 
 from filteropt import engine
 from filteropt.engine import Filter, Scalars, step
+from filteropt.linalg import scalar
 from filteropt.measure import Reading, is_dtensor, local
 from filteropt.recipe import Bound
 from filteropt.trees import leaves, restore, tree_map
@@ -18,6 +19,7 @@ __all__ = [
     "Batch",
     "loop",
     "plan",
+    "require_prediction",
     "update",
 ]
 
@@ -91,11 +93,7 @@ def plan(
         members = [r for r, age in zip(readings, ages, strict=True) if age == t]
         scalars, ahead = engine.scalars(filter, t), None
         if strict:  # the last step predicted the mean that the parameters hold
-            if scalars.transition.pull is not None:
-                raise ValueError(
-                    f"linearize_at='prediction': {type(filter.dynamics).__name__} pulls every "
-                    f"weight by its own variance, which is not predicted; use 'posterior'"
-                )
+            require_prediction(filter)
             scalars = scalars._replace(decay=0.0)
             ahead = gain * float(engine.scalars(filter, t + 1).decay)
             if ahead >= 1:
@@ -105,6 +103,22 @@ def plan(
                 )
         batches.append(Batch(t, members, scalars, ahead))
     return batches
+
+
+def require_prediction(filter: Filter) -> None:
+    """Refuse dynamics that have no prediction to take gradients at.
+
+    Args:
+        filter: the composition.
+
+    Raises:
+        ValueError: dynamics that pull every weight by its own variance.
+    """
+    if filter.dynamics.transition(scalar(1)).pull is not None:
+        raise ValueError(
+            f"linearize_at='prediction': {type(filter.dynamics).__name__} pulls every weight by "
+            f"its own variance, which is not predicted; use linearize_at='posterior'"
+        )
 
 
 def update(

@@ -17,8 +17,10 @@ class Flat(nn.Module):
 
     A :class:`~filteropt.approximations.Dense` posterior keeps the covariance of one tensor; this
     makes that tensor the whole model. The model is taken over, not copied: its layers stay, with
-    their buffers and modes, but own no parameters until :meth:`unflatten`. Weights that were shared
-    stay shared. Nothing is approximated.
+    their buffers and modes, but own no parameters outside of a forward pass until
+    :meth:`unflatten`: load a checkpoint of theirs before, and do not recompute their activations
+    (``torch.utils.checkpoint``) in the backward pass. Weights that were shared stay shared. Nothing
+    is approximated.
 
     Args:
         model: the module to take over. All of its parameters must share one dtype and device.

@@ -74,8 +74,8 @@ def predict_root(root: Tensor, transition: Transition) -> Tensor:
 
     Noise is added by a QR factorisation of :math:`(\sqrt c F L,\ \sqrt Q I)^\top`, so that the
     covariance is never formed and stays positive by form. Where dynamics let the variance of a
-    weight without evidence grow without bound, it is stopped, for that weight alone, at ε^(-3/2)
-    times the smallest (ε the dtype's rounding), beyond which it would drown the others in rounding.
+    weight without evidence grow without bound, it is stopped, for that weight alone, where fourth
+    powers would overflow. Along directions that are no weight's own, rounding stops it earlier.
 
     Derived in :eq:`eq-square-root-predict`.
 
@@ -93,8 +93,7 @@ def predict_root(root: Tensor, transition: Transition) -> Tensor:
         root = root * carried**0.5
     if carried > 1 and transition.pull is None and len(root):
         spread = torch.linalg.vector_norm(root, dim=1, keepdim=True)
-        ceiling = spread.min() * torch.finfo(root.dtype).eps ** -0.75
-        root = root * (ceiling.clamp_max(squarable(root.dtype) ** 0.5) / spread).clamp_max(1)
+        root = root * (squarable(root.dtype) ** 0.5 / spread).clamp_max(1)
     if noise > 0:
         root = torch.linalg.qr(torch.cat([root.mT, eye * noise**0.5]), mode="r").R.mT
     if transition.pull is not None and transition.pull > 0:

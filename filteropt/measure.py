@@ -84,6 +84,21 @@ def reject_complex(group: dict[str, Any]) -> None:
             _require_real(p, name)
 
 
+def tensors_of(group: dict[str, Any]) -> list[Tensor]:
+    """A new group's parameters without their names; what is no tensor, the base class refuses.
+
+    Args:
+        group: a parameter group.
+
+    Returns:
+        The tensors.
+    """
+    params = group["params"]
+    listed = [params] if isinstance(params, Tensor) else list(params)
+    found = [item[1] if isinstance(item, tuple) else item for item in listed]
+    return [p for p in found if isinstance(p, Tensor)]
+
+
 def _require_real(p: Tensor, name: str) -> None:
     if not p.dtype.is_floating_point:
         raise TypeError(

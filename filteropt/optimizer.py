@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from filteropt import belief, engine, execute, measure
 from filteropt.belief import BeliefOptimizer
 from filteropt.engine import Filter
+from filteropt.engine.compatibility import RESERVED
 from filteropt.execute import Batch
 from filteropt.hyperparameters import check_values, hints_of
 from filteropt.measure import Reading
@@ -44,7 +45,8 @@ class FilterOptimizer(BeliefOptimizer):
         schedule: what a scheduler's ``lr`` means. ``"gain"``: the belief is filtered with the lr
             given at construction, kept as ``base_lr``, and r multiplies the displacement.
             ``"model"``: the dynamics themselves use the present lr, with the other learning rates
-            (``lr_sgd``) multiplied by r, and the displacement is taken as it is.
+            (``lr_sgd``) multiplied by r, and the displacement is taken as it is. A preset without
+            an ``lr`` of its own has the gain alone.
         linearize_at: where the gradient is taken. ``"posterior"``: a step predicts, then
             conditions, and the parameters hold the posterior mean (P Algorithms 1 and 2; AdamW).
             ``"prediction"``, the strict filter: a step conditions, then predicts, and the
@@ -108,6 +110,8 @@ class FilterOptimizer(BeliefOptimizer):
             raise ValueError(
                 "fused=True: there is no compiled executor yet; use fused=None or fused=False"
             )
+        if not (model is None or isinstance(model, nn.Module)):
+            raise TypeError(f"{type(self).__name__}: model={model!r} must be a torch.nn.Module")
         self.preset = preset
         self.model = model
         self.on_nonfinite = on_nonfinite
@@ -141,7 +145,12 @@ class FilterOptimizer(BeliefOptimizer):
             param_group.update({k: native(v) for k, v in param_group.items() if k in self.defaults})
             merged = {**self.defaults, "base_lr": None, **param_group}
             bound = self._bind({**merged, "base_lr": merged["base_lr"] or merged["lr"]})
-            self._record(bound)
+            params = measure.tensors_of(param_group)
+            self._record(bound, params)
+            if merged["lr"] and merged["linearize_at"] == "prediction":
+                execute.require_prediction(bound.filter)
+            for p in params:
+                bound.form(p)  # a family may refuse a tensor that is too large for it
             if merged["base_lr"] is None:
                 param_group["base_lr"] = float(merged["lr"])
         super().add_param_group(param_group)
@@ -152,17 +161,18 @@ class FilterOptimizer(BeliefOptimizer):
         check_values(type(self).__name__, options, hints_of(FilterOptimizer.__init__))
         return self._recipe.bind(group)
 
-    def _record(self, bound: Bound) -> None:
+    def _record(self, bound: Bound, params: list[Tensor]) -> None:
         """Watch the model, if the likelihood needs more than gradients."""
         likelihood = bound.filter.likelihood
-        if likelihood.needs <= {"grad"} or self._recorder is not None:
+        if likelihood.needs <= {"grad"}:
             return
         if self.model is None:
             raise ValueError(
                 f"{type(self).__name__}: {type(likelihood).__name__} looks into the model; pass "
                 f"model=, the module whose output the loss is computed from"
             )
-        self._recorder = Recorder(self.model)
+        self._recorder = self._recorder or Recorder(self.model)
+        self._recorder.require(params)
 
     # The step ---------------------------------------------------------------------------------
 
@@ -186,8 +196,10 @@ class FilterOptimizer(BeliefOptimizer):
         Raises:
             NonFiniteGradientError: a gradient, or its square, is not finite; nothing was changed.
             RuntimeError: the parameters hold the posterior mean (after :meth:`eval`) although
-                gradients are due at the prediction, or a group's hyperparameters were changed to
-                need state that was not kept.
+                gradients are due at the prediction; a group's hyperparameters were changed to
+                need state that was not kept; or what a likelihood needs of the model is not there.
+            TypeError: a sparse gradient, or a model whose inputs do not lead with the examples.
+            ValueError: a model of which there are no per-example Jacobians.
         """
         loss = None
         if closure is not None:
@@ -203,7 +215,7 @@ class FilterOptimizer(BeliefOptimizer):
             self.param_groups, bounds, work, strict=True
         ):
             for p in (*frozen, *(reading.p for reading in readings)):
-                self._prepare(group, p)
+                self._prepare(group, p, bound)
             gain = self._recipe.gain(group)
             for batch in batches:
                 execute.update(bound, batch, self.state, gain=gain)
@@ -223,8 +235,10 @@ class FilterOptimizer(BeliefOptimizer):
 
     def _look(self, bound: Bound, params: list[Tensor]) -> dict[Tensor, dict[str, Tensor]]:
         """What the likelihood needs beside gradients, by parameter."""
-        if self._recorder is None or bound.filter.likelihood.needs <= {"grad"} or not params:
+        if bound.filter.likelihood.needs <= {"grad"} or not params:
             return {}
+        self._record(bound, params)  # a group may change its mind
+        assert self._recorder is not None, "made just now, if not before"
         return self._recorder.look(params, bound.filter.likelihood.core)
 
     def _read(self, index: int, bound: Bound) -> tuple[list[Tensor], list[Reading], list[Batch]]:
@@ -240,11 +254,8 @@ class FilterOptimizer(BeliefOptimizer):
             state = self.state.get(p, {})
             if state.get("evaluating"):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
-            if state and (missing := [key for key in bound.names(p) if key not in state]):
-                raise RuntimeError(
-                    f"the group's hyperparameters now need {', '.join(missing)}, which {name()} "
-                    f"has not kept; start a new optimizer, or change them before the first step"
-                )
+            if state:
+                belief.require_kept(bound, p, state, name)
             raw = measure.gather(p, name, maximize=group["maximize"], **gathered.get(p, {}))
             largest = torch.finfo(raw.grad.dtype).max
             limit = min(largest, bound.filter.likelihood.gradient_limit(raw.grad.dtype))
@@ -254,12 +265,14 @@ class FilterOptimizer(BeliefOptimizer):
         gain = self._recipe.gain(group)
         return [], readings, execute.plan(bound, readings, ages, gain=gain, strict=strict)
 
-    def _prepare(self, group: Group, p: Tensor) -> None:
-        """Give a parameter the state that its group's options need."""
+    def _prepare(self, group: Group, p: Tensor, bound: Bound) -> None:
+        """Give a parameter the state that its group's options need, and no other."""
         state = self.state[p]
-        if not state:
+        if not state or not state["step"]:
             state.update(self._fresh(group, p))
-        elif group["linearize_at"] == "posterior":  # a group may change its mind
+        for name in state.keys() - {*bound.names(p), *RESERVED}:
+            del state[name]
+        if group["linearize_at"] == "posterior":  # a group may change its mind
             for name in belief.strict_state():
                 state.pop(name, None)
         else:
@@ -267,7 +280,8 @@ class FilterOptimizer(BeliefOptimizer):
 
     def _fresh(self, group: Group, p: Tensor) -> Group:
         """The state before the first gradient: the constructed ``lr``'s prior."""
-        initial = engine.init(self._bind({**group, "lr": group["base_lr"]}).filter, p)
+        lr = group["base_lr"] or group["lr"]
+        initial = engine.init(self._bind({**group, "lr": lr}).filter, p)
         step = torch.zeros((), dtype=torch.float32, device="cpu")
         strict = belief.strict_state() if group["linearize_at"] == "prediction" else {}
         return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **strict}

@@ -185,6 +185,8 @@ def _taken(preset: Callable[..., Filter], name: str, slot: Any) -> list[str]:
     if not inspect.isfunction(slot):
         return []
     known, parameters = inspect.signature(preset).parameters, inspect.signature(slot).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return list(known)
     for parameter in parameters.values():
         if parameter.name not in known and parameter.default is inspect.Parameter.empty:
             raise TypeError(

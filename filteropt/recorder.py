@@ -27,18 +27,21 @@ class Loss(Protocol):
 
 
 class Minibatch(NamedTuple):
-    """The inputs of one forward pass, and the shape of its output."""
+    """The inputs of one forward pass, the shape of its output, and what stands in the way."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shape: torch.Size
+    versions: list[int]
+    obstacle: str
 
 
 class Recorder:
     """Remembers the inputs of the model whose outputs were backpropagated into.
 
     A forward pass counts once a gradient reaches its output, so that evaluation does not count and
-    accumulated gradients count together.
+    accumulated gradients count together; those before count no longer where the model's gradients
+    have been taken away meanwhile.
 
     Args:
         model: the module whose output the loss is computed from.
@@ -49,7 +52,8 @@ class Recorder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.minibatches: list[Minibatch] = []
-        model.register_forward_hook(_Watch(self), with_kwargs=True)
+        handle = model.register_forward_hook(_Watch(self), with_kwargs=True)
+        weakref.finalize(self, handle.remove)
 
     def clear(self) -> None:
         """Forget the minibatches."""
@@ -61,7 +65,7 @@ class Recorder:
 
     def watch(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         """Note a forward pass, to be counted when a gradient reaches its output."""
-        if self.measuring or not torch.is_grad_enabled():
+        if self.measuring or not torch.is_grad_enabled() or _transformed(output):
             return
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -70,12 +74,15 @@ class Recorder:
             )
         if output.requires_grad:
             args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-            seen = Minibatch(args, kwargs, output.shape)
-            output.register_hook(partial(self._count, [seen]))  # type: ignore[no-untyped-call]  # torch's own
+            versions = [x._version for x in args if isinstance(x, Tensor)]
+            seen = Minibatch(args, kwargs, output.shape, versions, _obstacle(self.model))
+            output.register_hook(partial(self._count, seen))  # type: ignore[no-untyped-call]  # torch's own
 
-    def _count(self, seen: list[Minibatch], _: Tensor) -> None:
-        while seen:  # once, however often the same output is backpropagated into
-            self.minibatches.append(seen.pop())
+    def _count(self, seen: Minibatch, _: Tensor) -> None:
+        if all(p.grad is None for p in self.model.parameters()):
+            self.minibatches.clear()
+        if not any(minibatch is seen for minibatch in self.minibatches):
+            self.minibatches.append(seen)
 
     def look(self, params: list[Tensor], loss: Any) -> dict[Tensor, dict[str, Tensor]]:
         """Compute what the likelihood needs of the minibatches' Gauss–Newton matrix.
@@ -93,13 +100,7 @@ class Recorder:
             ValueError: a parameter that is not the model's, or a layer that mixes examples.
         """
         named: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        for p in params:
-            if p not in named:
-                raise ValueError(
-                    f"a parameter of shape {tuple(p.shape)} is not one of "
-                    f"model={type(self.model).__name__}'s; pass the module that owns every "
-                    f"parameter and makes the loss"
-                )
+        self.require(params)
         if not self.minibatches:
             raise RuntimeError(
                 "no minibatch was seen since the last step: the loss must come from calling the "
@@ -114,16 +115,34 @@ class Recorder:
                     sums[name].add(rows.flatten(0, 1).to(belief_dtype(rows)))
         return {p: sums[name].result() for name, p in chosen.items()}
 
+    def require(self, params: list[Tensor]) -> None:
+        """Refuse parameters that are not the model's.
+
+        Args:
+            params: the parameters.
+
+        Raises:
+            ValueError: a parameter that the model does not own.
+        """
+        known = set(self.model.parameters())
+        for p in params:
+            if p not in known:
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} is not one of "
+                    f"model={type(self.model).__name__}'s; pass the module that owns every "
+                    f"parameter and makes the loss (wrap a model in Flat before taking them)"
+                )
+
     def _refuse(self) -> None:
         """Refuse what per-example Jacobians do not exist for."""
-        mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-        for name, module in self.model.named_modules():
-            idle = getattr(module, "p", 1) == 0  # a dropout that drops nothing
-            if module.training and isinstance(module, mixing) and not idle:
-                raise ValueError(
-                    f"layer {name!r} ({type(module).__name__}) mixes examples or draws noise while "
-                    f"training, so that the loss has no per-example Jacobians; call its eval(), or "
-                    f"use a layer such as GroupNorm"
+        for minibatch in self.minibatches:
+            if minibatch.obstacle:
+                raise ValueError(minibatch.obstacle)
+            tensors = [x for x in minibatch.args if isinstance(x, Tensor)]
+            if [x._version for x in tensors] != minibatch.versions:
+                raise RuntimeError(
+                    "an input of the model was changed in place between its forward pass and the "
+                    "step, which looks at it again; give the model a copy"
                 )
         distributed = torch.distributed
         together = distributed.is_available() and distributed.is_initialized()
@@ -136,7 +155,7 @@ class Recorder:
         self, params: dict[str, Tensor], minibatch: Minibatch, loss: Loss
     ) -> Iterator[dict[str, Tensor]]:
         """Rows of the Gauss–Newton matrix, ``(examples, outputs, *shape)``, within the memory."""
-        args, kwargs, shape = minibatch
+        args, kwargs, shape, *_ = minibatch
         tensors = [x for x in args if isinstance(x, Tensor)]
         if hidden := [*_hidden([x for x in args if not isinstance(x, Tensor)]), *_hidden(kwargs)]:
             raise TypeError(
@@ -171,6 +190,12 @@ class Recorder:
             try:
                 with torch.enable_grad():
                     block = vmap(rows_of_one, in_dims=in_dims)(*chunk)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"per-example Jacobians of {type(self.model).__name__} failed. torch.func.vmap "
+                    f"runs no recurrent layers, functional dropout, buffers that change, branches "
+                    f"on values, hooks that read them, or DataParallel: {error}"
+                ) from error
             finally:
                 Recorder.measuring = False
             yield {name: rows.detach() for name, rows in block.items()}
@@ -208,12 +233,35 @@ def _hidden(value: object) -> Iterator[Tensor]:
             yield from _hidden(item)
 
 
+def _obstacle(model: nn.Module) -> str:
+    """Why a forward pass in the model's present mode has no per-example Jacobians; else nothing."""
+    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    for name, module in model.named_modules():
+        idle = getattr(module, "p", 1) == 0  # a dropout that drops nothing
+        if module.training and isinstance(module, mixing) and not idle:
+            return (
+                f"layer {name!r} ({type(module).__name__}) mixes examples or draws noise while "
+                f"training, so that the loss has no per-example Jacobians; call its eval(), or "
+                f"use a layer such as GroupNorm"
+            )
+    return ""
+
+
+def _transformed(output: object) -> bool:
+    """Whether the pass runs inside a transform of torch.func, which tells so by no public name."""
+    wrapped: bool = isinstance(output, Tensor) and (
+        torch._C._functorch.is_functorch_wrapped_tensor(output)  # type: ignore[no-untyped-call, unused-ignore]  # untyped in some releases
+    )
+    return wrapped
+
+
 class _Watch:
     """A forward hook that does not keep its recorder alive, and can be pickled and copied."""
 
     def __init__(self, recorder: Recorder | None) -> None:
         self.recorder = weakref.ref(recorder) if recorder is not None else lambda: None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a hook reads its inputs eagerly
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:

@@ -6,7 +6,8 @@ mean :math:`\mu` *is* the parameter; the types below carry everything else.
 Two kinds of code meet here. *Scalar programs* (``transition``, ``scalars``) do arithmetic on
 hyperparameters, once per group and step. *Element programs* (``propagate``, ``observe``,
 ``condition``) do arithmetic on tensors: they branch on no values, read no hyperparameter of their
-part (only the scalars handed to them), and change none of their inputs.
+part (only the scalars handed to them), and change none of their inputs. Families of matrices, such
+as :class:`~filteropt.approximations.Dense`, run eagerly and may look at their scalars.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class Flow(NamedTuple):
     r"""The continuous-time limit of a scalar transition, :math:`dP = (q - \rho P)\,dt`.
 
     Attributes:
-        rate: :math:`\rho`, the rate at which variance is forgotten, per step; negative where it
-            grows.
-        noise: :math:`q > 0`, the diffusion, in squared weight units per step; ``None`` for none.
+        rate: :math:`\rho`, the rate at which variance is forgotten, per step; negative, where it
+            grows, only without noise.
+        noise: :math:`q`, the diffusion, in squared weight units per step; ``None`` for none.
     """
 
     rate: Scalar
@@ -187,7 +188,10 @@ class Likelihood(Protocol):
     r"""A likelihood approximation: what one gradient says about the optimum.
 
     Attributes:
-        needs: what must be gathered, as field names of :class:`Raw`.
+        needs: what must be gathered, as field names of :class:`Raw`. Beyond the gradient, the
+            likelihood states the loss by ``root(output)``, a square root of its Hessian at one
+            example's outputs, and ``memory``, the bytes that may be taken (see
+            :class:`~filteropt.approximations.GaussNewton`).
         gives: the type of curvature it returns.
         averages: whether it knows its running curvature between steps (see :meth:`curvature`).
         informative: whether gradients teach it any curvature at all.

@@ -102,7 +102,7 @@ def test_what_does_not_fit_says_why_and_what_would(filter):
 
 def advice_helps(filter, names):
     """Whether every part that would fit removes this refusal, put into its slot."""
-    for name in names:
+    for name in (name.removesuffix(" with other arguments") for name in names):
         part = getattr(models, name, None) or getattr(approximations, name)
         slot = next(slot for slot in ("dynamics", "likelihood", "posterior") if name in parts(slot))
         if not fits(replace(filter, **{slot: part()})):

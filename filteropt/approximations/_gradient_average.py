@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from filteropt.hyperparameters import Momentum, Positive, check_fields
 from filteropt.linalg import scalar
-from filteropt.types import Memory, Packed
+from filteropt.types import Likelihood, Memory, Packed
 
-__all__ = ["GradientAverage", "bias_correction"]
+__all__ = ["GradientAverage", "GradientLikelihood", "bias_correction"]
 
 
 class FirstMoment(NamedTuple):
@@ -49,6 +51,34 @@ class GradientAverage(NamedTuple):
         beta, correction = scalars
         exp_avg = beta * like.exp_avg + (1 - beta) * grad
         return exp_avg / correction, FirstMoment(exp_avg)
+
+
+@dataclass(frozen=True)
+class GradientLikelihood(Likelihood):
+    """What likelihoods of the gradient share: its scale, and the average that moves the mean."""
+
+    scale: Positive = 1.0
+    beta1: Momentum | None = 0.9
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def _average(self) -> GradientAverage:
+        return GradientAverage(self.beta1, self.bias_correction)
+
+    def scalars(self, t: Tensor | float) -> Packed:
+        """The scale, and the average's numbers."""
+        return self.scale, *self._average.scalars(t)
+
+    def init(self, p: Tensor) -> Memory:
+        """The gradient's average, at zero, if there is one."""
+        return self._average.init(p)
+
+    def _pull(self, like: Any, grad: Tensor, numbers: Packed) -> tuple[Tensor, Memory]:
+        """The gradient that moves the mean, and the new average."""
+        return self._average.update(like, grad, numbers)
 
 
 def bias_correction(beta: float | Tensor, t: Tensor | float) -> Tensor:

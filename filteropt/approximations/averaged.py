@@ -66,10 +66,10 @@ class Averaged(Likelihood):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.likelihood.gives is not Diag:
+        if getattr(self.likelihood, "gives", None) is not Diag:
             raise ValueError(
-                f"Averaged: likelihood={self.likelihood!r} gives {self.likelihood.gives.__name__} "
-                f"curvature; only a diagonal one can be averaged, such as SquaredGradient()'s"
+                f"Averaged: likelihood={self.likelihood!r} must give a diagonal curvature, which "
+                f"alone can be averaged; use SquaredGradient() or another such likelihood"
             )
 
     @property

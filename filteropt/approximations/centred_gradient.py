@@ -8,10 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from filteropt.approximations._gradient_average import GradientAverage
-from filteropt.hyperparameters import Momentum, Positive, check_fields
+from filteropt.approximations._gradient_average import GradientLikelihood
+from filteropt.hyperparameters import Momentum
 from filteropt.linalg import scalar
-from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw, squarable
+from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw, squarable
 
 __all__ = ["CentredGradient"]
 
@@ -24,7 +24,7 @@ class Centre(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CentredGradient(Likelihood):
+class CentredGradient(GradientLikelihood):
     r"""The gradient's squared distance from its own running average is its precision.
 
     With :math:`\bar g_{t-1}` the debiased average of the gradients before this one, decaying by β,
@@ -64,18 +64,7 @@ class CentredGradient(Likelihood):
 
     delay: ClassVar[int] = 1
 
-    scale: Positive = 1.0
-    beta1: Momentum | None = 0.9
-    bias_correction: bool = True
     centre_beta: Momentum = 0.9
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def _average(self) -> GradientAverage:
-        """The running average that moves the mean."""
-        return GradientAverage(self.beta1, self.bias_correction)
 
     def scalars(self, t: Tensor | float) -> Packed:
         """The scale, the average's numbers, β, the centre's divisor and the unbiasing factor."""
@@ -99,7 +88,7 @@ class CentredGradient(Likelihood):
         """Λ = the unbiased square of g's distance from the average before it."""
         scale, *numbers, beta, divisor, unbias = scalars
         grad = scale * raw.grad
-        pull, first = self._average.update(like.first, grad, tuple(numbers))
+        pull, first = self._pull(like.first, grad, tuple(numbers))
         spread = grad - like.centre / divisor
         centre = beta * like.centre + (1 - beta) * grad
         return Observation(pull, Diag(unbias * (spread * spread))), Centre(first, centre)

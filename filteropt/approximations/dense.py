@@ -91,7 +91,8 @@ class Dense(Posterior):
                 f"{n * n * p.element_size() / 2**30:.2g} GiB. Use an elementwise posterior such "
                 f"as Diagonal, or raise max_weights"
             )
-        root = torch.eye(n, dtype=p.dtype, device=p.device) * var0**0.5
+        spread = max(float(var0), torch.finfo(p.dtype).tiny) ** 0.5
+        root = torch.eye(n, dtype=p.dtype, device=p.device) * spread
         return Belief((), Root(root.reshape(*p.shape, n)))
 
     def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:

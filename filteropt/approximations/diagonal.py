@@ -66,7 +66,7 @@ class Diagonal(Posterior):
 
     def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
         """Variance ``var0`` for every weight."""
-        return Belief((), Variance(torch.zeros_like(p) + var0))
+        return Belief((), Variance(torch.full_like(p, float(var0))))
 
     def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:
         """Σ⁻ = c F² Σ⁺ + Q, pulled; the other latents, of which there are none, move nothing."""

@@ -8,15 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from filteropt.approximations._gradient_average import GradientAverage
-from filteropt.hyperparameters import Momentum, Positive, check_fields
-from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw
+from filteropt.approximations._gradient_average import GradientLikelihood
+from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw
 
 __all__ = ["NoCurvature"]
 
 
 @dataclass(frozen=True)
-class NoCurvature(Likelihood):
+class NoCurvature(GradientLikelihood):
     r"""The loss is taken to be a slope: :math:`\Lambda = 0`.
 
     No gradient makes the belief any surer, so the variance stays what the dynamics make of it and
@@ -50,29 +49,9 @@ class NoCurvature(Likelihood):
     averages: ClassVar[bool] = True
     informative: ClassVar[bool] = False
 
-    scale: Positive = 1.0
-    beta1: Momentum | None = 0.9
-    bias_correction: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def _average(self) -> GradientAverage:
-        """The running average that moves the mean."""
-        return GradientAverage(self.beta1, self.bias_correction)
-
-    def scalars(self, t: Tensor | float) -> Packed:
-        """The scale, and the average's numbers."""
-        return self.scale, *self._average.scalars(t)
-
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` that is finite when scaled."""
         return torch.finfo(dtype).max / max(2.0, 2 * float(self.scale))
-
-    def init(self, p: Tensor) -> Memory:
-        """The gradient's average, at zero."""
-        return self._average.init(p)
 
     def observe(
         self, like: Any, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
@@ -80,7 +59,7 @@ class NoCurvature(Likelihood):
         """Λ = 0, and the average gradient."""
         scale, *numbers = scalars
         grad = scale * raw.grad
-        pull, like = self._average.update(like, grad, tuple(numbers))
+        pull, like = self._pull(like, grad, tuple(numbers))
         return Observation(pull, Diag(torch.zeros_like(grad))), like
 
     def curvature(self, like: Any, p: Tensor, scalars: Packed) -> Diag:

@@ -47,7 +47,8 @@ class OneStepAhead(Posterior):
     posterior: Posterior = field(default_factory=Diagonal)
 
     def __post_init__(self) -> None:
-        if not self.posterior.elementwise or self.posterior.latents != range(1, 2):
+        elementwise = getattr(self.posterior, "elementwise", False)
+        if not elementwise or self.posterior.latents != range(1, 2):
             raise ValueError(
                 f"OneStepAhead: posterior={self.posterior!r} must treat every weight on its own, "
                 f"with one latent; use Diagonal() or FixedPoint()"

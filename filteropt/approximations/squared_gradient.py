@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filteropt.approximations._gradient_average import GradientAverage
-from filteropt.hyperparameters import Momentum, Positive, check_fields
-from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw, squarable
+from filteropt.approximations._gradient_average import GradientLikelihood
+from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw, squarable
 
 __all__ = ["SquaredGradient"]
 
 
 @dataclass(frozen=True)
-class SquaredGradient(Likelihood):
+class SquaredGradient(GradientLikelihood):
     r"""Each minibatch's own squared gradient is its precision.
 
     The gradient of the summed loss, :math:`g` = ``scale`` · ``p.grad``, is read as a noisy
@@ -52,29 +51,9 @@ class SquaredGradient(Likelihood):
     :eq:`eq-momentum`.
     """
 
-    scale: Positive = 1.0
-    beta1: Momentum | None = 0.9
-    bias_correction: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def _average(self) -> GradientAverage:
-        """The running average that moves the mean."""
-        return GradientAverage(self.beta1, self.bias_correction)
-
-    def scalars(self, t: Tensor | float) -> Packed:
-        """The scale, and the average's numbers."""
-        return self.scale, *self._average.scalars(t)
-
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` whose scaled square is finite."""
         return squarable(dtype) / float(self.scale)
-
-    def init(self, p: Tensor) -> Memory:
-        """The gradient's average, at zero."""
-        return self._average.init(p)
 
     def observe(
         self, like: Any, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
@@ -82,5 +61,5 @@ class SquaredGradient(Likelihood):
         """Λ = g², and the average gradient."""
         scale, *numbers = scalars
         grad = scale * raw.grad
-        pull, like = self._average.update(like, grad, tuple(numbers))
+        pull, like = self._pull(like, grad, tuple(numbers))
         return Observation(pull, Diag(grad * grad)), like

@@ -81,7 +81,7 @@ def shipped(slot: str) -> dict[str, type[Any]]:
 def _alternatives(filter: Filter, slots: tuple[str, str]) -> list[str]:
     """The shipped parts that would make a whole of the filter, in the place of either part."""
     return [
-        name
+        f"{name} with other arguments" if cls is type(getattr(filter, slot)) else name
         for slot in slots
         for name, cls in shipped(slot).items()
         if _conflict(replace(filter, **{slot: cls()})) is None
@@ -97,6 +97,9 @@ def _conflict(filter: Filter) -> Conflict | None:
         return Conflict(ageing, f"its {dynamics.k} latents per weight cannot be held there")
     if missing := likelihood.needs - frozenset(Raw._fields):
         return Conflict(learning, f"nothing gathers the {', '.join(sorted(missing))} it needs")
+    looks = likelihood.needs > {"grad"}
+    if looks and not all(hasattr(likelihood.core, name) for name in ("root", "memory")):
+        return Conflict(learning, "what it needs of the model takes its `root` and `memory`")
     if likelihood.gives not in posterior.accepts:
         return Conflict(learning, f"its {likelihood.gives.__name__} curvature is not accepted")
     if posterior.stationary and not likelihood.averages:

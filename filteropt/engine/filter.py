@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filteropt.approximations import Identity
-from filteropt.linalg import belief_dtype, scalar
+from filteropt.linalg import belief_dtype, lost_variance, scalar
 from filteropt.trees import tree_map
 from filteropt.types import (
     Basis,
@@ -83,7 +83,7 @@ def scalars(filter: Filter, t: float | Tensor) -> Scalars:
     """The numbers of step ``t`` as 0-d float64 tensors (the scalar program).
 
     The initial variance is the prior *of the first step*, so that step ages the mean (its decay)
-    but not the covariance.
+    but not the covariance. Dynamics that pull age both, which leaves their own prior as it is.
 
     Args:
         filter: the composition.
@@ -184,13 +184,14 @@ def initial_variance(filter: Filter) -> Scalar:
         if (given := getattr(part, "initial_variance", None)) is not None:
             return given  # type: ignore[no-any-return]  # parts annotate it as a Scalar
     transition = filter.dynamics.transition(scalar(1))
-    carried = float(transition.c * transition.F[0][0] ** 2)
-    noise = float(transition.Q[0])
-    return noise / (1 - carried) if noise > 0 and carried < 1 else 1e-2
+    lost, noise = float(lost_variance(transition)), float(transition.Q[0])
+    return noise / lost if noise > 0 and lost > 0 else 1e-2
 
 
 def _unless_first(transition: Transition, t: Tensor) -> Transition:
-    """``transition`` with its covariance part switched off at t = 1."""
+    """``transition`` with its covariance part switched off at t = 1, unless it pulls."""
+    if transition.pull is not None:
+        return transition
     first = t <= 1
     k = len(transition.F)
     return transition._replace(
@@ -200,7 +201,6 @@ def _unless_first(transition: Transition, t: Tensor) -> Transition:
         ),
         Q=tuple(torch.where(first, 0.0, q) for q in transition.Q),
         c=torch.where(first, 1.0, scalar(transition.c)),
-        pull=None if transition.pull is None else torch.where(first, 0.0, transition.pull),
     )
 
 

@@ -26,8 +26,8 @@ class ForgetToPrior(Dynamics):
     It is :class:`ProportionalNoise`, followed by one observation of every weight at 0 with
     precision :math:`\rho/\Sigma_0`: without evidence the belief tends to the prior instead of
     growing without bound, and the pull on a weight falls as evidence for it grows. At rest
-    :math:`1/\Sigma^+ = 1/\Sigma_0 + h/\rho`. Like weight decay, the pull on the mean acts in the
-    first step, too. What is approximated: drift is a loss of evidence, at
+    :math:`1/\Sigma^+ = 1/\Sigma_0 + h/\rho`. It acts in the first step, too, which
+    leaves the prior as it is. What is approximated: drift is a loss of evidence, at
     one rate for every weight.
 
     Args:

@@ -69,7 +69,10 @@ class OnlineNaturalGradient(FilterOptimizer):
     Args:
         params: parameters, named parameters or groups of them.
         lr: a plain gain on the step; [0, inf). 1 is the filter; 0 freezes the group.
-        forgetting: λ, the fraction of evidence that fades per step; [0, 1).
+        forgetting: λ, the fraction of evidence that fades per step; [0, 1). A weight that has no
+            gradient for many times 1/λ steps grows so uncertain that its next one may throw it
+            far; where that can happen take
+            ``variant(online_natural_gradient, dynamics=ForgetToPrior(0.01))``.
         initial_variance: :math:`\Sigma_0`, variance before any evidence, in squared weight units;
             (0, inf). It is the rate of the first steps, for the summed loss.
         batch_size: B, the examples that the loss averages over: the batch size for a mean loss, 1
@@ -116,13 +119,17 @@ class ExtendedKalmanFilter(FilterOptimizer):
     the Kalman filter; without drift, Bayesian linear regression, whatever the batches. What is
     approximated: the model, by its tangent; and between tensors correlations are dropped, each
     tensor being filtered given the others' present values. ``filteropt.Flat(model)`` puts all the
-    weights into one tensor, for the filter of the whole model.
+    weights into one tensor, for the filter of the whole model: make it first, then take its
+    parameters. A summed loss with ``batch_size=1`` counts every batch right, whatever its size.
+    Between steps call ``opt.zero_grad()``; if other optimizers train the same model, step this one
+    first, since its Jacobians are taken when it steps.
 
     Args:
         params: parameters, named parameters or groups of them, all of them ``model``'s.
         lr: a plain gain on the step; [0, inf). 1 is the filter; 0 freezes the group.
         drift: η, standard deviation of the optimum's drift per step, in weight units; [0, inf).
-            Other dynamics: ``variant(extended_kalman_filter, dynamics=ProportionalNoise(0.01))``.
+            To forget instead: ``variant(extended_kalman_filter, dynamics=ForgetToPrior(0.01))``
+            (proportional noise lets directions that no data speak of grow without bound).
         initial_variance: variance of every weight before any evidence, in squared weight units;
             (0, inf).
         loss: ``"squared_error"``, :math:`\lVert f - y\rVert^2/(2r)` per example, or

@@ -29,9 +29,9 @@ def sgd(
         \Sigma^+ = \sigma^2 = \frac{\text{lr}}{1-\beta}, \qquad
         \mu \leftarrow (1-\text{lr}\,\lambda)\mu - \text{lr} \sum_{s \le t} \beta^{t-s} g_s .
 
-    With β = ``momentum`` it is ``torch.optim.SGD(lr, momentum)``, dampening 0. The dynamics' own
-    rate η does not matter: without evidence the variance rests at σ². Weight decay is decoupled,
-    which is torch's without momentum.
+    With β = ``momentum``, kept constant, it is ``torch.optim.SGD(lr, momentum)``, dampening 0. The
+    dynamics' own rate η does not matter: without evidence the variance rests at σ². Weight decay is
+    decoupled, which is torch's without momentum.
 
     Args:
         lr: SGD's rate, for the loss as it is; [0, inf).
@@ -59,7 +59,7 @@ def sgd(
     """
     rate = lr / (1 - momentum) if lr else 1.0  # a frozen group has a filter, too
     return Filter(
-        FixedNoise(lr, prior_variance=rate, weight_decay=weight_decay),
+        FixedNoise(lr, rate, weight_decay, discretization="exact"),
         NoCurvature(beta1=momentum or None, bias_correction=False),
         FixedPoint(),
     )

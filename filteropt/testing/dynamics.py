@@ -65,7 +65,8 @@ def _check_flow(transition: Transition, flow: Flow) -> None:
         abs(rate - lost) <= 1.1 * max(rate**2, lost**2) + 1e-12,
         "flow.rate is 1 - cF² to first order",
     )
-    law(flow.noise is None or noise > 0, "flow.noise is positive, or None")
+    law(noise >= 0, "flow.noise is not negative, or None")
+    law(flow.noise is None or rate >= 0, "flow.rate is not negative where there is flow.noise")
     gap = abs(noise - float(transition.Q[0]))
     law(gap <= (abs(rate) + 1e-12) * noise, "flow.noise is Q to first order")
 
