@@ -70,9 +70,10 @@ else:
     nitpick_ignore_regex = [("py:.*", r"(torch|collections|typing|abc)\..*")]
 # Annotations that name no documented object: forward references inside NamedTuples, type variables,
 # and the tuples in which a shipped part keeps its own state.
-nitpick_ignore = [("py:class", name) for name in ("Tensor", "P", "R")]
+nitpick_ignore = [("py:class", name) for name in ("Tensor", "P", "R", "Preset", "ParamsT")]
 nitpick_ignore_regex += [
     ("py:class", r"filteropt\.hyperparameters\.[PR]"),
+    ("py:class", r"filteropt\.approximations\._gradient_average\.GradientLikelihood"),
     ("py:class", r"filteropt\.approximations\.\w+\.(Centre|FirstMoment|Moments|Root|Variance)"),
 ]
 
@@ -94,6 +95,7 @@ def plain_signature(
 ) -> tuple[str | None, str]:
     """Show ``Annotated[float, Interval(...)]`` as ``float``: ranges are in the docstrings."""
     if signature is not None:
+        signature = re.sub(r"\b(Positive|Momentum)\b", "float", signature)  # inherited arguments
         signature = ANNOTATED.sub(r"\1", signature).replace("<factory>", "...")
     return signature, ret
 

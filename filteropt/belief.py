@@ -81,6 +81,7 @@ class BeliefOptimizer(CheckpointedOptimizer):
         for group in self.param_groups:
             if any(q is p for q in group["params"]):
                 bound = self._bind(group)
+                engine.check(bound.filter)
                 state = self.state.get(p) or self._fresh(group, p)
                 require_kept(bound, p, state, lambda: "the parameter")
                 scalars = engine.scalars(bound.filter, float(state["step"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +81,7 @@ class FilterOptimizer(BeliefOptimizer):
 
     preset: Preset
 
-    @overload
-    def __init__(self, params: ParamsT, preset: Preset, **keywords: Any) -> None: ...
-
-    @overload  # a named optimizer's own arguments, for type checkers; made in __init_subclass__
-    def __init__(self, params: ParamsT, *args: Any, **keywords: Any) -> None: ...
-
-    def __init__(
+    def _construct(
         self,
         params: ParamsT,
         preset: Preset,
@@ -120,6 +114,12 @@ class FilterOptimizer(BeliefOptimizer):
         self._recorder: Recorder | None = None
         values = {name: native(value) for name, value in self._recipe.defaults.items()}
         super().__init__(params, {"lr": 1.0, **values, **options})
+
+    if TYPE_CHECKING:  # a named optimizer's own arguments follow, made in __init_subclass__
+
+        def __init__(self, params: ParamsT, *args: Any, **keywords: Any) -> None: ...
+    else:
+        __init__ = _construct
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give a class that states its ``preset`` a constructor with the preset's signature."""

@@ -105,7 +105,9 @@ def test_first_step_conditions_on_the_initial_variance():
         disp, state = engine.step(filter, scalars, state, Raw(torch.zeros_like(p)), p)
         assert disp.item() == -0.5
         expected = prior / (1 + 2 * prior)
-        assert engine.variance(filter, scalars, state, p).item() == pytest.approx(expected, rel=1e-14)
+        assert engine.variance(filter, scalars, state, p).item() == pytest.approx(
+            expected, rel=1e-14
+        )
 
 
 def test_step_changes_none_of_its_inputs():

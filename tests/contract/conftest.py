@@ -1,7 +1,6 @@
 """Fixtures of the contract tests."""
 
 import pytest
-import torch
 
 from .subjects import FILTERS, SUBJECTS
 
@@ -16,12 +15,3 @@ def subject(request):
 def library_subject(request):
     """Return each of the library's own classes, where they promise more than AdamW."""
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Run tiny problems on one thread, and leave torch's settings as they were."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -1,0 +1,130 @@
+"""No decorative hyperparameters: every field of every part changes what some optimizer does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from filteropt import FilterOptimizer
+from filteropt.approximations import (
+    Averaged,
+    AveragedSquaredGradient,
+    CentredGradient,
+    Dense,
+    Diagonal,
+    FixedPoint,
+    GaussNewton,
+    GaussNewtonDiagonal,
+    NoCurvature,
+    OneStepAhead,
+    SquaredGradient,
+)
+from filteropt.engine import Filter
+from filteropt.models import FixedNoise, ForgetToPrior, ProportionalNoise, RandomWalk
+from filteropt.testing import parts
+
+AVERAGES = {"scale": [2.0], "beta1": [0.3, None], "bias_correction": [False]}
+JACOBIANS = {**AVERAGES, "loss": ["cross_entropy"], "noise_variance": [2.0]}
+CHANGES = [
+    (FixedNoise(0.1, 0.5),
+     {"lr": [0.2], "prior_variance": [0.7], "weight_decay": [0.0, 0.3],
+      "discretization": ["exact"]}),
+    (ForgetToPrior(0.1, 0.5), {"forgetting": [0.0, 0.2], "prior_variance": [0.7]}),
+    (ProportionalNoise(0.1), {"forgetting": [0.0, 0.2]}),
+    (RandomWalk(0.1), {"lr": [0.2], "weight_decay": [0.3]}),
+    (SquaredGradient(), AVERAGES),
+    (CentredGradient(), {**AVERAGES, "centre_beta": [0.3]}),
+    (NoCurvature(), AVERAGES),
+    (Averaged(),
+     {"likelihood": [CentredGradient()], "beta2": [0.5], "eps": [0.1], "bias_correction": [False]}),
+    (AveragedSquaredGradient(),
+     {"scale": [2.0], "betas": [(0.3, 0.999), (0.9, 0.5)], "eps": [0.1],
+      "bias_correction": [False]}),
+    (GaussNewton(beta1=0.9), JACOBIANS),
+    (GaussNewtonDiagonal(beta1=0.9), JACOBIANS),
+    (Diagonal(0.3), {"initial_variance": [None, 0.4]}),
+    (Dense(0.3), {"initial_variance": [None, 0.4]}),
+    (FixedPoint(), {"method": ["exact"]}),
+    (OneStepAhead(Diagonal(0.3)), {"posterior": [Diagonal(0.4), FixedPoint()]}),
+]  # fmt: skip
+RESOURCES = {("GaussNewton", "memory"), ("GaussNewtonDiagonal", "memory"), ("Dense", "max_weights")}
+"""Fields that change no numbers."""
+
+
+def compose(part):
+    """A filter around the part, of which everything else stays the same."""
+    dynamics, likelihood, posterior = FixedNoise(0.1, 0.5), AveragedSquaredGradient(), Diagonal(0.3)
+    if hasattr(part, "transition"):
+        dynamics = part
+    elif hasattr(part, "observe"):
+        likelihood = part
+        posterior = Dense(0.3) if isinstance(part, GaussNewton) else posterior
+    else:
+        posterior = part
+    return Filter(dynamics, likelihood, posterior)
+
+
+def trajectory(part, steps=4):
+    """Weights and variances of a small model after every step."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(3, 2, bias=False).double()
+    model.weight.data = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    opt = FilterOptimizer(model.parameters(), lambda: compose(part), model=model)
+    found = []
+    for _ in range(steps):
+        x = torch.randn(5, 3, dtype=torch.float64, generator=generator)
+        opt.zero_grad()
+        cross_entropy(model(x), torch.tensor([0, 1, 1, 0, 1]), reduction="sum").backward()
+        opt.step()
+        found += [model.weight.detach().clone(), opt.posterior_variance(model.weight)]
+    return torch.stack(found)
+
+
+CASES = [
+    (part, field, value)
+    for part, changes in CHANGES
+    for field, values in changes.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    CASES,
+    ids=[f"{type(part).__name__}-{field}-{value}" for part, field, value in CASES],
+)
+def test_a_field_changes_the_trajectory(part, field, value):
+    plain, changed = trajectory(part), trajectory(dataclasses.replace(part, **{field: value}))
+    assert plain.isfinite().all()
+    assert changed.isfinite().all()
+    gap = (changed - plain).abs().max()
+    assert gap > 1e-5
+
+
+def test_every_field_of_every_part_is_covered():
+    shipped = {
+        (name, field.name)
+        for slot in ("dynamics", "likelihood", "posterior", "basis")
+        for name, cls in parts(slot).items()
+        for field in dataclasses.fields(cls)
+    }
+    covered = {(type(part).__name__, field) for part, field, _ in CASES}
+    assert covered | RESOURCES == shipped
+    assert not covered & RESOURCES
+
+
+@pytest.mark.parametrize("cls", [GaussNewton, GaussNewtonDiagonal])
+def test_memory_changes_no_numbers(cls):
+    """That it bounds the examples worked on at a time is shown beside the Jacobians' other laws."""
+    small, large = trajectory(cls(memory=1.0)), trajectory(cls())
+    torch.testing.assert_close(small, large, rtol=1e-11, atol=1e-13)
+
+
+def test_max_weights_bounds_the_tensor_and_changes_no_numbers():
+    assert torch.equal(trajectory(Dense(0.3, max_weights=6)), trajectory(Dense(0.3)))
+    with pytest.raises(ValueError, match="max_weights=5"):
+        trajectory(Dense(0.3, max_weights=5))
