@@ -16,7 +16,9 @@ from experiments.compare import Compare
 from experiments.errors import UserError
 from experiments.limits import Limits
 from experiments.limits.catalogue import CASES
-from experiments.optimizers import OPTIMIZERS
+from experiments.momentum import Momentum
+from experiments.momentum.quadratic import QUADRATICS
+from experiments.optimizers import MORE_OPTIMIZERS, OPTIMIZERS
 from experiments.tasks import OFFLINE_TASKS, TASKS, Task
 
 
@@ -41,6 +43,10 @@ class List:
                 name: _describe(task) for name, task in TASKS.items() if name not in OFFLINE_TASKS
             },
             "Optimizers": {name: entry.description for name, entry in OPTIMIZERS.items()},
+            "Optimizers to name": {n: entry.description for n, entry in MORE_OPTIMIZERS.items()},
+            "Quadratics of the study of the momentum filter": {
+                name: problem.description for name, problem in QUADRATICS.items()
+            },
             "Cases of the study of limits": {
                 name: f"{case.composition}: {case.limit}" for name, case in CASES.items()
             },
@@ -62,6 +68,7 @@ def _describe(task: Task) -> str:
 Study = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Limits, tyro.conf.subcommand("limits")]
+    | Annotated[Momentum, tyro.conf.subcommand("momentum")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 

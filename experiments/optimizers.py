@@ -93,10 +93,13 @@ SHORT_RUN = {"lr": 0.01, "lr_sgd": 0.5}
 are for long ones. Chosen on validation images, see the quickstart's "Short runs"."""
 
 
-def _adabayes(name: str, params: Iterable[torch.Tensor], batch_size: int, **settings: Any) -> Any:
+def _filter(
+    name: str, changes: Settings, params: Iterable[torch.Tensor], batch_size: int, **settings: Any
+) -> Any:
     import filteropt
 
-    return getattr(filteropt, name)(params, **({"batch_size": batch_size} | SHORT_RUN | settings))
+    told = {"batch_size": batch_size} | SHORT_RUN | changes | settings
+    return getattr(filteropt, name)(params, **told)
 
 
 def _torch(
@@ -112,13 +115,13 @@ OPTIMIZERS = {
             "adabayes",
             "AdaBayes",
             "filteropt.AdaBayes, told the batch size, with lr 0.01 and lr_sgd 0.5 (short runs)",
-            partial(_adabayes, "AdaBayes"),
+            partial(_filter, "AdaBayes", {}),
         ),
         Entry(
             "adabayes-fp",
             "AdaBayes-FP",
             "filteropt.AdaBayesFP, told the batch size, with lr 0.01 and lr_sgd 0.5 (short runs)",
-            partial(_adabayes, "AdaBayesFP"),
+            partial(_filter, "AdaBayesFP", {}),
         ),
         Entry("adamw", "AdamW", "torch.optim.AdamW at its defaults", partial(_torch, "AdamW", {})),
         Entry("adam", "Adam", "torch.optim.Adam at its defaults", partial(_torch, "Adam", {})),
@@ -138,6 +141,33 @@ OPTIMIZERS = {
 }
 
 
+MORE_OPTIMIZERS = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "momentum",
+            "Momentum filter",
+            "filteropt.MomentumFilter, told the batch size, with lr 0.01 and lr_sgd 0.5",
+            partial(_filter, "MomentumFilter", {}),
+        ),
+        Entry(
+            "momentum-stationary",
+            "Momentum filter, stationary",
+            "the same with its covariance at rest (stationary=True)",
+            partial(_filter, "MomentumFilter", {"stationary": True}),
+        ),
+        Entry("nadam", "NAdam", "torch.optim.NAdam at its defaults", partial(_torch, "NAdam", {})),
+        Entry(
+            "nesterov",
+            "SGD, Nesterov",
+            "torch.optim.SGD with Nesterov momentum 0.9 and lr 0.01",
+            partial(_torch, "SGD", {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+        ),
+    )
+}
+"""Optimizers that a comparison includes when they are named."""
+
+
 def parse_choice(text: str) -> Choice:
     """Read ``name`` or ``name:setting=value,...``.
 
@@ -151,9 +181,10 @@ def parse_choice(text: str) -> Choice:
         UserError: If the name is unknown or the settings cannot be read.
     """
     name, _, settings = text.partition(":")
-    entry = OPTIMIZERS.get(name.strip().lower())
+    known = OPTIMIZERS | MORE_OPTIMIZERS
+    entry = known.get(name.strip().lower())
     if entry is None:
-        raise UserError(f"unknown optimizer {name!r}; the optimizers are {', '.join(OPTIMIZERS)}")
+        raise UserError(f"unknown optimizer {name!r}; the optimizers are {', '.join(known)}")
     return Choice(entry, tuple(_parse_settings(settings, text)))
 
 

@@ -9,6 +9,7 @@ from filteropt.presets import (
     AdaBayesFP,
     BayesRMSprop,
     ExtendedKalmanFilter,
+    MomentumFilter,
     OnlineNaturalGradient,
 )
 from filteropt.recipe import variant
@@ -22,6 +23,7 @@ __all__ = [
     "FilterOptimizer",
     "Flat",
     "IncompatibleComposition",
+    "MomentumFilter",
     "NonFiniteGradientError",
     "OnlineNaturalGradient",
     "approximations",

@@ -134,15 +134,21 @@ def require_kept(bound: Bound, p: Tensor, state: dict[str, Any], name: Callable[
         )
 
 
-def strict_state() -> dict[str, Any]:
+def strict_state(k: int) -> dict[str, Any]:
     """What a parameter keeps besides its belief where gradients are taken at the prediction.
 
+    Args:
+        k: latents per weight.
+
     Returns:
-        ``decay``, by which the last step predicted the mean to shrink, and ``evaluating``, whether
-        the parameter holds its posterior mean instead.
+        ``decay``, by which the last step predicted the mean to shrink, ``drift_1``, …, by which it
+        moved with each of the other latents (if there are any), and ``evaluating``, whether the
+        parameter holds its posterior mean instead.
     """
-    decay = torch.zeros((), dtype=torch.float64, device="cpu")
-    return {"decay": decay, "evaluating": torch.tensor(False, device="cpu")}
+    numbers = {"decay": torch.zeros((), dtype=torch.float64, device="cpu")}
+    for i in range(1, k):
+        numbers[f"drift_{i}"] = torch.zeros((), dtype=torch.float64, device="cpu")
+    return {**numbers, "evaluating": torch.tensor(False, device="cpu")}
 
 
 @torch.no_grad()
@@ -150,7 +156,7 @@ def hold_posterior(p: Tensor, state: dict[str, Any]) -> None:
     """Turn a parameter's prediction into its posterior mean, keeping the prediction aside."""
     if "evaluating" in state and not state["evaluating"]:
         state["prediction"] = p.detach().clone()
-        p.div_(1 - float(state["decay"]))
+        p.sub_(_drifted(p, state)).div_(1 - float(state["decay"]))
         state["evaluating"].fill_(True)
 
 
@@ -158,7 +164,16 @@ def hold_posterior(p: Tensor, state: dict[str, Any]) -> None:
 def hold_prediction(p: Tensor, state: dict[str, Any]) -> None:
     """Bring the prediction back, bit for bit where the parameter was left alone meanwhile."""
     if state.get("evaluating"):
-        shrink = 1 - float(state["decay"])
-        prediction = state.pop("prediction", p * shrink)
-        p.copy_(torch.where(p == prediction / shrink, prediction, p * shrink))
+        shrink, drift = 1 - float(state["decay"]), _drifted(p, state)
+        prediction = state.pop("prediction", p * shrink + drift)
+        posterior = (prediction - drift).div_(shrink)
+        p.copy_(torch.where(p == posterior, prediction, p * shrink + drift))
         state["evaluating"].fill_(False)
+
+
+def _drifted(p: Tensor, state: dict[str, Any]) -> Tensor | float:
+    """How far the other latents moved the parameter to its prediction."""
+    drifted: Any = 0.0
+    for name in [name for name in state if name.startswith("drift_")]:
+        drifted = drifted + float(state[name]) * state[name.replace("drift", "mean")]
+    return drifted.to(p.dtype) if isinstance(drifted, Tensor) else 0.0

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 __all__ = ["CheckpointedOptimizer"]
 
 
-HOST = frozenset({"decay", "evaluating"})
+HOST = frozenset({"decay", "evaluating", *(f"drift_{i}" for i in range(1, 16))})
 """Numbers that stay on the CPU, as ``step`` does, where reading them stalls no device."""
 
 

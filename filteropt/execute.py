@@ -16,6 +16,7 @@ from filteropt.trees import leaves, restore, tree_map
 from filteropt.types import Raw, State
 
 __all__ = [
+    "Ahead",
     "Batch",
     "loop",
     "plan",
@@ -45,6 +46,18 @@ def loop(
         yield step(filter, numbers, state, raw, p)
 
 
+class Ahead(NamedTuple):
+    """How a posterior mean moves to the next step's prediction.
+
+    Attributes:
+        decay: the fraction of it that is lost.
+        drift: what each of the other latents' means adds to it, per unit.
+    """
+
+    decay: float
+    drift: tuple[float, ...]
+
+
 class Batch(NamedTuple):
     """Parameters of one group and one age, which share their scalars.
 
@@ -52,14 +65,14 @@ class Batch(NamedTuple):
         t: the step, 1 for the first.
         readings: the parameters and what was gathered for them.
         scalars: the step's numbers.
-        ahead: where gradients are taken at the prediction, the fraction by which the mean is then
-            predicted to shrink until the next step; ``None`` where a step predicts first.
+        ahead: where gradients are taken at the prediction, how the mean is then predicted to move
+            until the next step; ``None`` where a step predicts first.
     """
 
     t: float
     readings: list[Reading]
     scalars: Scalars
-    ahead: float | None
+    ahead: Ahead | None
 
 
 def plan(
@@ -93,16 +106,23 @@ def plan(
         members = [r for r, age in zip(readings, ages, strict=True) if age == t]
         scalars, ahead = engine.scalars(filter, t), None
         if strict:  # the last step predicted the mean that the parameters hold
-            require_prediction(filter)
-            scalars = scalars._replace(decay=0.0)
-            ahead = gain * float(engine.scalars(filter, t + 1).decay)
-            if ahead >= 1:
-                raise ValueError(
-                    f"the decay per step, {ahead:.3g} (lr * weight_decay), must be below 1 with "
-                    f"linearize_at='prediction'; lower either of them"
-                )
+            scalars = scalars._replace(decay=0.0, moves=0.0)
+            ahead = _ahead(filter, t + 1, gain)
         batches.append(Batch(t, members, scalars, ahead))
     return batches
+
+
+def _ahead(filter: Filter, t: float, gain: float) -> Ahead:
+    """How the mean moves into step ``t``."""
+    require_prediction(filter)
+    scalars = engine.scalars(filter, t)
+    decay = gain * float(scalars.decay)
+    if decay >= 1:
+        raise ValueError(
+            f"the decay per step, {decay:.3g} (lr * weight_decay, or the dynamics' own), must be "
+            f"below 1 with linearize_at='prediction'; lower lr or weight_decay"
+        )
+    return Ahead(decay, tuple(gain * float(f) for f in scalars.transition.F[0][1:]))
 
 
 def require_prediction(filter: Filter) -> None:
@@ -149,5 +169,8 @@ def update(
             shard[name].copy_(leaf)
         shard["step"].fill_(batch.t)
         if batch.ahead is not None:
-            p.mul_(1 - batch.ahead)
-            shard["decay"].fill_(batch.ahead)
+            p.mul_(1 - batch.ahead.decay)
+            for i, factor in enumerate(batch.ahead.drift, 1):
+                p.add_(shard[f"mean_{i}"], alpha=factor)
+                shard[f"drift_{i}"].fill_(factor)
+            shard["decay"].fill_(batch.ahead.decay)

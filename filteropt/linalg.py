@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from filteropt.types import Scalar, Transition, squarable
+from filteropt.types import Packed, Scalar, Transition, squarable
 
 __all__ = [
     "belief_dtype",
     "condition_root",
+    "factor_noise",
     "lost_variance",
     "overshoots",
     "predict_root",
@@ -70,9 +71,10 @@ def overshoots(transition: Transition) -> str | None:
 
 
 def predict_root(root: Tensor, transition: Transition) -> Tensor:
-    r"""A square root of the prior covariance :math:`((cF^2 LL^\top + QI)^{-1} + RI)^{-1}`.
+    r"""A square root of the prior covariance :math:`((c\,F LL^\top F^\top + Q)^{-1} + R)^{-1}`.
 
-    Noise is added by a QR factorisation of :math:`(\sqrt c F L,\ \sqrt Q I)^\top`, so that the
+    F and Q act on every weight's latents. Noise is added by a QR factorisation of
+    :math:`(\sqrt c F L,\ Q^{1/2})^\top`, so that the
     covariance is never formed and stays positive by form. Where dynamics let the variance of a
     weight without evidence grow without bound, it is stopped, for that weight alone, where fourth
     powers would overflow. Along directions that are no weight's own, rounding stops it earlier.
@@ -80,25 +82,59 @@ def predict_root(root: Tensor, transition: Transition) -> Tensor:
     Derived in :eq:`eq-square-root-predict`.
 
     Args:
-        root: L with :math:`\Sigma = LL^\top`, ``(n, n)``.
-        transition: the dynamics, of one latent.
+        root: L with :math:`\Sigma = LL^\top`, ``(kn, kn)``, each weight's k latents side by side.
+        transition: the dynamics.
 
     Returns:
-        A square root of Σ⁻, ``(n, n)``; ``root`` itself, bit for bit, for static dynamics.
+        A square root of Σ⁻, ``(kn, kn)``; ``root`` itself, bit for bit, for static dynamics.
     """
-    ((factor,),), (noise,) = transition.F, transition.Q
-    eye = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    carried = transition.c * factor * factor
-    if carried != 1:
-        root = root * carried**0.5
-    if carried > 1 and transition.pull is None and len(root):
+    k, n = len(transition.F), len(root) // len(transition.F)
+    grows = k == 1 and transition.c * transition.F[0][0] ** 2 > 1 and transition.pull is None
+    if k > 1 or transition.c != 1 or transition.F[0][0] != 1:
+        factor = root.new_tensor([[float(f) for f in row] for row in transition.F])
+        root = torch.kron(root.new_ones(n).diag(), factor) @ root * transition.c**0.5
+    if grows and n:
         spread = torch.linalg.vector_norm(root, dim=1, keepdim=True)
         root = root * (squarable(root.dtype) ** 0.5 / spread).clamp_max(1)
-    if noise > 0:
-        root = torch.linalg.qr(torch.cat([root.mT, eye * noise**0.5]), mode="r").R.mT
+    if any(q > 0 for q in transition.Q):
+        noise = torch.kron(root.new_ones(n).diag(), _noise_root(transition.Q, k).to(root))
+        root = torch.linalg.qr(torch.cat([root.mT, noise.mT]), mode="r").R.mT
     if transition.pull is not None and transition.pull > 0:
-        root = condition_root(root, eye * transition.pull**0.5)
+        seen = root.new_ones(n * k).diag()[::k]
+        root = condition_root(root, seen * transition.pull**0.5)
     return root
+
+
+def _noise_root(noise: Packed, k: int) -> Tensor:
+    """G diag(q)^½, ``(k, k)``."""
+    rows, q = factor_noise(noise, k)
+    root = torch.eye(k, dtype=torch.float64)
+    for i, row in enumerate(rows):
+        for j, entry in enumerate(row):
+            root[i, j] = entry
+    return root * torch.tensor([max(float(x), 0.0) ** 0.5 for x in q], dtype=torch.float64)
+
+
+def factor_noise(noise: Packed, k: int) -> tuple[list[list[Scalar]], list[Scalar]]:
+    """G's rows below the diagonal, and q, with Q = G diag(q) Gᵀ: a scalar program."""
+    upper = iter(noise)
+    full = {(i, j): next(upper) for i in range(k) for j in range(i, k)}
+    rows: list[list[Scalar]] = [[] for _ in range(k)]
+    q: list[Scalar] = []
+    for j in range(k):
+        left = full[j, j] - sum(rows[j][m] ** 2 * q[m] for m in range(j))
+        q.append(left.clamp_min(0) if isinstance(left, Tensor) else max(left, 0.0))
+        for i in range(j + 1, k):
+            covered = sum(rows[i][m] * rows[j][m] * q[m] for m in range(j))
+            rows[i].append(_ratio(full[j, i] - covered, q[j]))
+    return rows, q
+
+
+def _ratio(x: Scalar, y: Scalar) -> Scalar:
+    """X / y, or 0 where y is 0."""
+    if isinstance(y, Tensor):
+        return torch.where(y > 0, x / torch.where(y > 0, y, 1.0), 0.0)
+    return x / y if y > 0 else 0.0
 
 
 def condition_root(root: Tensor, rows: Tensor) -> Tensor:

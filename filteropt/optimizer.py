@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,8 @@ class FilterOptimizer(BeliefOptimizer):
     """
 
     preset: Preset
+    keywords: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """The keywords of :class:`FilterOptimizer` whose default differs in a named optimizer."""
 
     def _construct(
         self,
@@ -126,7 +129,8 @@ class FilterOptimizer(BeliefOptimizer):
         super().__init_subclass__(**kwargs)
         made = hasattr(cls.__init__, "__signature__") or cls.__init__ is FilterOptimizer.__init__
         if "preset" in cls.__dict__ and made:  # else a constructor written by hand is in between
-            cls.__init__ = constructor(cls.preset, FilterOptimizer.__init__)  # type: ignore[method-assign]  # made, not written
+            made_from = cls.preset, FilterOptimizer.__init__, cls.keywords
+            cls.__init__ = constructor(*made_from)  # type: ignore[method-assign]  # made, not written
 
     # Groups -----------------------------------------------------------------------------------
 
@@ -273,18 +277,22 @@ class FilterOptimizer(BeliefOptimizer):
         for name in state.keys() - {*bound.names(p), *RESERVED}:
             del state[name]
         if group["linearize_at"] == "posterior":  # a group may change its mind
-            for name in belief.strict_state():
+            for name in self._strict(group):
                 state.pop(name, None)
         else:
-            state.update({k: v for k, v in belief.strict_state().items() if k not in state})
+            state.update({k: v for k, v in self._strict(group).items() if k not in state})
 
     def _fresh(self, group: Group, p: Tensor) -> Group:
         """The state before the first gradient: the constructed ``lr``'s prior."""
         lr = group["base_lr"] or group["lr"]
         initial = engine.init(self._bind({**group, "lr": lr}).filter, p)
         step = torch.zeros((), dtype=torch.float32, device="cpu")
-        strict = belief.strict_state() if group["linearize_at"] == "prediction" else {}
+        strict = self._strict(group) if group["linearize_at"] == "prediction" else {}
         return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **strict}
+
+    def _strict(self, group: Group) -> Group:
+        """What a parameter keeps where gradients are taken at the prediction."""
+        return belief.strict_state(self._bind(group).filter.dynamics.k)
 
     def _expected_state(self, group: Group, p: Tensor) -> set[str]:
         """The names of the tensors that a parameter of such a group keeps."""

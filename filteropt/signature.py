@@ -78,12 +78,15 @@ def scheduled_names(preset: Callable[..., Any]) -> frozenset[str]:
     )
 
 
-def constructor(preset: Callable[..., Any], init: Callable[..., None]) -> Callable[..., None]:
+def constructor(
+    preset: Callable[..., Any], init: Callable[..., None], defaults: Mapping[str, Any]
+) -> Callable[..., None]:
     """A constructor with the preset's own arguments, followed by the optimizer's keywords.
 
     Args:
         preset: the preset.
         init: ``FilterOptimizer.__init__``, whose first arguments are self, params and preset.
+        defaults: the optimizer's keywords whose default differs.
 
     Returns:
         ``__init__(self, params, <the preset's arguments>, *, <the optimizer's keywords>)``, where
@@ -101,13 +104,17 @@ def constructor(preset: Callable[..., Any], init: Callable[..., None]) -> Callab
             "lr", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=1.0, annotation=float
         )
         own.insert(0, gain)
-    keywords = [x for x in common if x.kind is inspect.Parameter.KEYWORD_ONLY]
+    keywords = [
+        x.replace(default=defaults.get(x.name, x.default))
+        for x in common
+        if x.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
     signature = inspect.Signature([*common[:2], *own, *keywords])
 
     @functools.wraps(init)
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
         known = {k: v for k, v in kwargs.items() if k in signature.parameters}
-        given = {**kwargs, **signature.bind(self, *args, **known).arguments}
+        given = {**defaults, **kwargs, **signature.bind(self, *args, **known).arguments}
         del given["self"]
         init(self, given.pop("params"), preset, **given)
 

@@ -101,7 +101,7 @@ class Belief(NamedTuple):
     """What is believed about one parameter tensor, besides its mean (the parameter itself).
 
     Attributes:
-        aux: means of latents 1 … k−1, each shaped like the parameter.
+        aux: means of latents 1 … k−1, like the parameter; a NamedTuple with fields ``mean_1``, …
         cov: the covariance's leaves, in the posterior family's own form.
     """
 
@@ -189,9 +189,8 @@ class Likelihood(Protocol):
 
     Attributes:
         needs: what must be gathered, as field names of :class:`Raw`. Beyond the gradient, the
-            likelihood states the loss by ``root(output)``, a square root of its Hessian at one
-            example's outputs, and ``memory``, the bytes that may be taken (see
-            :class:`~filteropt.approximations.GaussNewton`).
+            likelihood states ``root(output)``, a square root of the loss' Hessian at one example's
+            outputs, and ``memory``, the bytes to take, as ``GaussNewton`` does.
         gives: the type of curvature it returns.
         averages: whether it knows its running curvature between steps (see :meth:`curvature`).
         informative: whether gradients teach it any curvature at all.
@@ -250,8 +249,12 @@ class Posterior(Protocol):
         """Why these dynamics do not fit, as a clause; ``None`` if they do."""
         return None
 
-    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
-        """The prior of the first step: variance ``var0`` for every weight of ``p``."""
+    def init(self, p: Tensor, var0: Scalar | Packed, k: int) -> Belief:
+        """The prior of the first step: variance ``var0`` of every weight, or of its k latents."""
+
+    def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
+        """The mean's displacement by the other latents, of which there may be none."""
+        return 0.0
 
     def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
         """Predict: the mean's displacement by the other latents, and the prior."""

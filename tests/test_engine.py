@@ -181,11 +181,12 @@ def test_projections_apply_in_order_after_conditioning():
 
 
 @dataclass(frozen=True)
-class TwoLatents(Dynamics):
-    k: ClassVar[int] = 2
+class ThreeLatents(Dynamics):
+    k: ClassVar[int] = 3
 
     def transition(self, t: Tensor) -> Transition:
-        return Transition(F=((1.0, 0.1), (0.0, 0.9)), Q=(0.0, 0.0, 0.1))
+        rows = (1.0, 0.1, 0.0), (0.0, 0.9, 0.1), (0.0, 0.0, 0.9)
+        return Transition(F=rows, Q=(0.0, 0.0, 0.0, 0.0, 0.0, 0.1))
 
 
 class Blocks:
@@ -205,7 +206,7 @@ GOOD = Filter(FixedNoise(1e-3, 0.1), AveragedSquaredGradient(), FixedPoint())
     [
         ({"likelihood": SquaredGradient()},
          ["SquaredGradient", "FixedPoint", "averaged", "AveragedSquaredGradient"]),
-        ({"dynamics": TwoLatents()}, ["TwoLatents", "FixedPoint", "2 latents"]),
+        ({"dynamics": ThreeLatents()}, ["ThreeLatents", "FixedPoint", "3 latents", "Diagonal"]),
         ({"dynamics": Drift(0.9, 0.1)}, ["Drift", "FixedPoint", "flow", "Diagonal"]),
         ({"dynamics": Drift(1.0, 0.0), "posterior": FixedPoint("exact")},
          ["Drift", "FixedPoint", "stationary", "Diagonal"]),

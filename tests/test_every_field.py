@@ -24,7 +24,13 @@ from filteropt.approximations import (
     SquaredGradient,
 )
 from filteropt.engine import Filter
-from filteropt.models import FixedNoise, ForgetToPrior, ProportionalNoise, RandomWalk
+from filteropt.models import (
+    FixedNoise,
+    ForgetToPrior,
+    MomentumAugmented,
+    ProportionalNoise,
+    RandomWalk,
+)
 from filteropt.testing import parts
 
 AVERAGES = {"scale": [2.0], "beta1": [0.3, None], "bias_correction": [False]}
@@ -34,6 +40,9 @@ CHANGES = [
      {"lr": [0.2], "prior_variance": [0.7], "weight_decay": [0.0, 0.3],
       "discretization": ["exact"]}),
     (ForgetToPrior(0.1, 0.5), {"forgetting": [0.0, 0.2], "prior_variance": [0.7]}),
+    (MomentumAugmented(0.1, 0.5, 0.05, 0.2),
+     {"lr": [0.2], "prior_variance": [0.7], "lr_w": [0.1], "momentum_decay": [0.4],
+      "weight_decay": [0.0, 0.3]}),
     (ProportionalNoise(0.1), {"forgetting": [0.0, 0.2]}),
     (RandomWalk(0.1), {"lr": [0.2], "weight_decay": [0.3]}),
     (SquaredGradient(), AVERAGES),

@@ -17,6 +17,8 @@ ROOMS = [  # a room may import those above it
     {"types", "flat"},
     {"hyperparameters", "trees"},
     {"linalg"},
+    {"regression"},
+    {"stationary_pair"},
     {"models", "approximations"},
     {"engine"},
     {"measure", "signature", "checkpoint", "recorder"},

@@ -18,7 +18,15 @@ from filteropt import FilterOptimizer, OnlineNaturalGradient
 from filteropt.approximations import Diagonal, SquaredGradient
 from filteropt.engine import Filter, init, scalars, step
 from filteropt.linalg import predict_variance, stationary_flow, stationary_variance
-from filteropt.models import FixedNoise, ForgetToPrior, ProportionalNoise, RandomWalk, Static
+from filteropt.models import (
+    FixedNoise,
+    ForgetToPrior,
+    MomentumAugmented,
+    ProportionalNoise,
+    RandomWalk,
+    Static,
+)
+from filteropt.stationary_pair import stationary_pair
 from filteropt.types import Dynamics, Raw
 
 HERE = Path(__file__).parent
@@ -231,6 +239,61 @@ def reddi(figure: Figure) -> None:
     ax.text(2800, -1.03, "best", color=GREY, ha="right", va="top")
 
 
+def gains(k: torch.Tensor, decay: float, own: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """S_ww sqrt(h) / eta and S_wp sqrt(h) / eta_p at rest, where eta_w is ``own`` times eta."""
+    dynamics = MomentumAugmented(1.0, float("inf"), own, decay)  # eta = 1
+    h = (k * decay).square()
+    weight, slope, _ = stationary_pair(h, dynamics.transition(1))
+    return weight * h.sqrt(), slope * weight * h.sqrt() / decay
+
+
+def momentum_map(figure: Figure) -> None:
+    """The momentum's gain in units of Adam's, over gradient scale and memory."""
+    ax = figure.subplots()
+    k = torch.logspace(-6, 10, 161, dtype=torch.float64)
+    decay = torch.logspace(-7, -0.02, 91, dtype=torch.float64)
+    ratio = torch.stack([gains(k, d)[1] for d in decay.tolist()])
+    levels = [0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 1]
+    blues = ("#ffffff", "#eef4fa", "#d6e6f3", "#abcfe5", "#6aaed6", "#3483bf", "#0f4d92")
+    ax.contourf(k, decay, ratio, levels, colors=blues)
+    lines = ax.contour(k, decay, ratio, levels[1:-1], colors="#222222", linewidths=0.7)
+    ax.plot(k, 1 / (2 * k).sqrt(), color=ORANGE, lw=1.4, ls=(0, (1, 1.5)))
+    ax.set(
+        xscale="log", yscale="log", xlim=(1e-6, 1e10), ylim=(1e-7, decay[-1].item()),
+        xlabel=r"$k = \eta\sqrt{h}/\eta_p$     (little data $\leftarrow\,\rightarrow$ much)",
+        ylabel=r"momentum decay $\eta_p$",
+    )  # fmt: skip
+    spots = [(2e-3, 2e-4), (2e-2, 2e-4), (0.22, 2e-4), (4.1, 2e-4), (180, 2e-4), (4e4, 2.3e-5)]
+    ax.clabel(lines, fmt="%g", fontsize=8.5, manual=spots, colors=["#222222"] * 4 + ["white"] * 2)
+    ax.plot(0.01, 0.1, "o", color="white", mec="#222222", ms=7, mew=1.4)
+    ax.text(2.2e-2, 0.1, "0.0047", va="center")
+    ax.plot(1e4, 1e-6, "s", color="white", mec="#222222", ms=6.5, mew=1.4)
+    ax.text(5e3, 1e-6, "0.986", color="white", va="center", ha="right")
+    ax.text(1.2e6, 1.5e-6, "Adam", color="white", fontsize=12, ha="center")
+    ax.text(4e-5, 1.5e-6, "RMSprop", color="#222222", fontsize=12, ha="center")
+    ax.text(1e8, 0.04, "Newton", color="#222222", fontsize=12, ha="center")
+
+
+def momentum_share(figure: Figure) -> None:
+    """How a step divides into the weight's own and the momentum's, with and without eta_w."""
+    ax = figure.subplots()
+    k = torch.logspace(-3, 5, 401, dtype=torch.float64)
+    rows = ((0.0, BLUE, 2.2, 0.2), (0.1, GREEN, 2.5e3, 0.155), (0.5, ORANGE, 1e3, 0.50))
+    for own, color, x, y in rows:
+        weight, momentum = gains(k, 1e-4, own)  # eta S_wp / eta_p in the same units
+        ax.semilogx(k, weight / (weight + momentum), color=color, lw=2.2)
+        limit = own / (1 + own * own) ** 0.5
+        ax.axhline(limit, color=color, lw=1, ls="--")
+        ax.text(x, y, rf"$\eta_w/\eta={own:g}$", color=color)
+    ax.plot(4, 0.5, "o", color="white", mec=BLUE, ms=6, mew=1.4)
+    ax.set(
+        xlim=(1e-3, 1e5), ylim=(-0.02, 1.03), ylabel="share of the weight's own step",
+        xlabel=r"$k = \eta\sqrt{h}/\eta_p$     (little data $\leftarrow\,\rightarrow$ much)",
+    )  # fmt: skip
+    ax.text(2e-3, 0.9, "RMSprop", color=GREY)
+    ax.text(7e4, 0.025, "Adam", color=GREY, ha="right")
+
+
 def save(figure: Figure, name: str, png: Path | None) -> None:
     """Write ``name``.svg here, and a PNG where asked."""
     figure.savefig(HERE / f"{name}.svg", metadata={"Date": None}, facecolor="white")
@@ -250,6 +313,8 @@ def main() -> None:
         "three_regimes": three_regimes,
         "forgetting": forgetting,
         "reddi": reddi,
+        "momentum_map": momentum_map,
+        "momentum_share": momentum_share,
     }
     for name, draw in figures.items():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from filteropt import regression
 from filteropt.hyperparameters import Interval, Positive, check_fields
 from filteropt.linalg import condition_root, overshoots, predict_root
 from filteropt.types import (
@@ -15,6 +16,7 @@ from filteropt.types import (
     Diag,
     LowRank,
     Observation,
+    Packed,
     Posterior,
     Scalar,
     Transition,
@@ -24,7 +26,7 @@ __all__ = ["Dense"]
 
 
 class Root(NamedTuple):
-    """A square root of the covariance, one row for every weight: ``(*p.shape, n)``."""
+    """A square root of the covariance, ``(*p.shape, n)``, or ``(*p.shape, k, kn)``."""
 
     covariance_root: Tensor
 
@@ -70,6 +72,7 @@ class Dense(Posterior):
 
     accepts: ClassVar[tuple[type, ...]] = (Diag, LowRank)
     elementwise: ClassVar[bool] = False
+    latents: ClassVar[range] = range(1, 17)
 
     initial_variance: Annotated[float, Interval("(0, inf)")] | None = None
     max_weights: Positive = 8192
@@ -78,50 +81,66 @@ class Dense(Posterior):
         check_fields(self)
 
     def objection(self, transition: Transition) -> str | None:
-        """Overshooting dynamics: their variance would grow without bound."""
-        return overshoots(transition)
+        """Overshooting dynamics, or other latents that feel the weight, whose mean is elsewhere."""
+        return regression.feels_weight(transition) or overshoots(transition)
 
-    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
-        """Variance ``var0`` for every weight, and no correlations."""
+    def init(self, p: Tensor, var0: Scalar | Packed, k: int) -> Belief:
+        """Variance ``var0`` for every weight's latents, and no correlations."""
         n = p.numel()
         if n > self.max_weights:
             raise ValueError(
                 f"Dense: a tensor of shape {tuple(p.shape)} has {n} weights, more than "
                 f"max_weights={self.max_weights:g}; its covariance would take "
-                f"{n * n * p.element_size() / 2**30:.2g} GiB. Use an elementwise posterior such "
-                f"as Diagonal, or raise max_weights"
+                f"{(k * n) ** 2 * p.element_size() / 2**30:.2g} GiB. Use an elementwise posterior "
+                f"such as Diagonal, or raise max_weights"
             )
-        spread = max(float(var0), torch.finfo(p.dtype).tiny) ** 0.5
-        root = torch.eye(n, dtype=p.dtype, device=p.device) * spread
-        return Belief((), Root(root.reshape(*p.shape, n)))
+        spread = var0 if isinstance(var0, tuple) else (var0,) * k
+        tiny = torch.finfo(p.dtype).tiny
+        root = p.new_tensor([max(float(v), tiny) ** 0.5 for v in spread]).repeat(n).diag()
+        aux = regression.means(k, lambda: torch.zeros_like(p))
+        return Belief(aux, Root(root.reshape(*p.shape, *([k] if k > 1 else []), n * k)))
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:
-        """Σ⁻ = c F² Σ⁺ + Q I, pulled; the other latents, of which there are none, move nothing."""
+    def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
+        """What the other latents' means move the weights by."""
+        return regression.drift(belief.aux, transition.F[0])
+
+    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+        """Σ⁻ = c F Σ⁺ Fᵀ + Q, pulled, and the latents' means F μ⁺."""
+        aux = regression.carry(belief.aux, transition)
         (root,) = belief.cov
         aged = predict_root(_square(root), transition)
-        return 0.0, Belief((), Root(aged.reshape(root.shape)))
+        return self.drift(belief, transition), Belief(aux, Root(aged.reshape(root.shape)))
 
     def condition(
         self, disp: Scalar | Tensor, prior: Belief, obs: Observation, transition: Transition
     ) -> tuple[Tensor, Belief]:
-        """Σ⁺ = ((Σ⁻)⁻¹ + Λ)⁻¹, and the displacement −Σ⁺ĝ."""
-        (root,) = prior.cov
-        posterior = condition_root(_square(root), _rows(obs.curvature))
-        moved = -(posterior @ (posterior.mT @ obs.grad.reshape(-1)))
-        return moved.reshape(obs.grad.shape), Belief((), Root(posterior.reshape(root.shape)))
+        """Σ⁺ = ((Σ⁻)⁻¹ + Λ)⁻¹, and the displacement −Σ⁺(ĝ + Λδ) after having moved by δ."""
+        (root,), k = prior.cov, 1 + len(prior.aux)
+        rows, grad = _rows(obs.curvature), obs.grad.reshape(-1)
+        if prior.aux:
+            grad = grad + rows.mT @ (rows @ (disp + 0 * obs.grad).reshape(-1))
+        whole = torch.zeros(*rows.shape, k, dtype=rows.dtype, device=rows.device)
+        whole[..., 0] = rows  # a gradient speaks of the weights alone
+        posterior = condition_root(_square(root), whole.flatten(1))
+        moved = -(posterior @ (posterior[::k].mT @ grad)).reshape(-1, k)
+        weight, *others = (x.reshape(obs.grad.shape) for x in moved.unbind(-1))
+        aux = iter([m + x for m, x in zip(prior.aux, others, strict=True)])
+        belief = Belief(regression.means(k, aux.__next__), Root(posterior.reshape(root.shape)))
+        return (disp + weight if prior.aux else weight), belief
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
-        """The covariance's diagonal."""
-        return belief.cov[0].square().sum(-1)
+        """The covariance's diagonal, where it speaks of weights."""
+        root = belief.cov[0].square().sum(-1)
+        return root[..., 0] if belief.aux else root
 
     def covariance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
-        """The covariance of all the tensor's weights, ``(n, n)``, in the order of ``flatten()``."""
+        """The covariance of all weights' latents, ``(kn, kn)``, in the order of ``flatten()``."""
         root = _square(belief.cov[0])
         return root @ root.mT
 
 
 def _square(root: Tensor) -> Tensor:
-    """A root as an n×n matrix."""
+    """A root as a square matrix."""
     return root.reshape(root.shape[-1], root.shape[-1])
 
 

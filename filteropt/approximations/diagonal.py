@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from filteropt import regression
 from filteropt.hyperparameters import Interval, check_fields
-from filteropt.linalg import overshoots, predict_variance
-from filteropt.types import Belief, Diag, Observation, Posterior, Scalar, Transition
+from filteropt.linalg import overshoots
+from filteropt.regression import condition, independent, predict
+from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition
 
 __all__ = ["Diagonal"]
 
 
-class Variance(NamedTuple):
-    """The posterior variance of every weight."""
-
-    variance: Tensor
-
-
 @dataclass(frozen=True)
 class Diagonal(Posterior):
-    r"""Independent weights: the scalar Kalman filter, one per weight.
+    r"""Independent weights: the scalar Kalman filter, one per weight, or one per weight's latents.
 
     .. math::
         \Sigma^-_t &= c F^2\, \Sigma^+_{t-1} + Q \\
@@ -32,7 +28,9 @@ class Diagonal(Posterior):
         \mu^+_t = \mu^-_t - \Sigma^+_t\, \hat g_t .
 
     What is approximated: correlations between weights are dropped, so that each variance is that
-    of one optimal weight *given the other weights' present values*. The form used for
+    of one optimal weight *given the other weights' present values*. With k latents per weight
+    (:class:`~filteropt.models.MomentumAugmented`) each weight has its own k×k filter, whose
+    covariance is kept as a regression on the weight and stays positive by form. The form used for
     :math:`\Sigma^+` divides by nothing that can vanish; a variance too small for its dtype is held
     at the smallest normal number.
 
@@ -46,7 +44,7 @@ class Diagonal(Posterior):
 
     Example:
         >>> from filteropt.approximations import Diagonal
-        >>> prior = Belief(aux=(), cov=Variance(torch.tensor([0.5])))
+        >>> prior = Diagonal().init(torch.zeros(1), 0.5, 1)
         >>> obs = Observation(torch.tensor([1.0]), Diag(torch.tensor([2.0])))
         >>> disp, post = Diagonal().condition(0.0, prior, obs, Transition(((1.0,),), (0.0,)))
         >>> disp, post.cov.variance
@@ -55,33 +53,44 @@ class Diagonal(Posterior):
     Source: P (Aitchison 2020) Eq. 15–17; derived in :eq:`eq-predict` and :eq:`eq-condition`.
     """
 
+    latents: ClassVar[range] = range(1, 17)
+
     initial_variance: Annotated[float, Interval("(0, inf)")] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def objection(self, transition: Transition) -> str | None:
-        """Overshooting dynamics: their variance would grow without bound."""
-        return overshoots(transition)
+        """Overshooting dynamics, or other latents that feel the weight, whose mean is elsewhere."""
+        return regression.feels_weight(transition) or overshoots(transition)
 
-    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
-        """Variance ``var0`` for every weight."""
-        return Belief((), Variance(torch.full_like(p, float(var0))))
+    def init(self, p: Tensor, var0: Scalar | Packed, k: int) -> Belief:
+        """Variances ``var0`` for every weight's latents, independent, and means of zero."""
+        spread = var0 if isinstance(var0, tuple) else (var0,) * k
+        variances = [torch.full_like(p, float(v)) for v in spread]
+        return Belief(regression.means(k, lambda: torch.zeros_like(p)), independent(variances))
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:
-        """Σ⁻ = c F² Σ⁺ + Q, pulled; the other latents, of which there are none, move nothing."""
-        return 0.0, Belief((), Variance(predict_variance(belief.cov[0], transition)))
+    def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
+        """What the other latents' means move the weight by."""
+        return regression.drift(belief.aux, transition.F[0])
+
+    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+        """Σ⁻ = c F Σ⁺ Fᵀ + Q, pulled, and the latents' means F μ⁺."""
+        aux = regression.carry(belief.aux, transition)
+        return self.drift(belief, transition), Belief(aux, predict(belief.cov, transition))
 
     def condition(
         self, disp: Scalar | Tensor, prior: Belief, obs: Observation, transition: Transition
     ) -> tuple[Tensor, Belief]:
-        """Σ⁺ = Σ⁻/(1 + Σ⁻Λ), and the displacement −Σ⁺ĝ."""
+        """Σ⁺ = ((Σ⁻)⁻¹ + Λ)⁻¹, and the displacement −Σ⁺(ĝ + Λδ) after having moved by δ."""
         assert isinstance(obs.curvature, Diag), "engine.check admits only diagonal curvature"
-        (variance,) = prior.cov
-        posterior = variance / (1 + variance * obs.curvature.values)
-        posterior = posterior.clamp_min(torch.finfo(posterior.dtype).tiny)
-        return -posterior * obs.grad, Belief((), Variance(posterior))
+        cov, column = condition(prior.cov, obs.curvature.values)
+        return regression.move(disp, prior.aux, obs, column, cov)
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
-        """The filtered variance."""
+        """The weight's filtered variance."""
         return belief.cov[0].clone()
+
+    def covariance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
+        """Every weight's covariance with its other latents."""
+        return regression.covariance(belief.cov)

@@ -8,9 +8,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from filteropt import regression
 from filteropt.hyperparameters import check_fields
 from filteropt.linalg import lost_variance, stationary_flow, stationary_variance
-from filteropt.types import Belief, Diag, LowRank, Observation, Posterior, Scalar, Transition
+from filteropt.stationary_pair import stationary_pair
+from filteropt.types import (
+    Belief,
+    Diag,
+    LowRank,
+    Observation,
+    Packed,
+    Posterior,
+    Scalar,
+    Transition,
+)
 
 __all__ = ["FixedPoint"]
 
@@ -56,6 +67,7 @@ class FixedPoint(Posterior):
     :eq:`eq-fixed-point-taylor`, its error in :eq:`eq-taylor-error`.
     """
 
+    latents: ClassVar[range] = range(1, 3)
     stationary: ClassVar[bool] = True
 
     method: Literal["taylor", "exact"] = "taylor"
@@ -65,33 +77,54 @@ class FixedPoint(Posterior):
 
     def objection(self, transition: Transition) -> str | None:
         """Dynamics that never come to rest, or have no continuous-time limit for Taylor's form."""
-        if not (float(transition.Q[0]) > 0 or float(lost_variance(transition)) < 0):
+        if (objection := regression.feels_weight(transition)) is not None:
+            return objection
+        driven = any(float(q) > 0 for q in transition.Q)
+        if not (driven or float(lost_variance(transition)) < 0):
             return "without drift or forgetting their variance has no stationary point above zero"
         if self.method == "taylor" and transition.flow is None:
             return "they state no continuous-time limit (flow), which method='taylor' needs"
         return None
 
-    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
-        """Nothing to remember."""
-        return Belief((), ())
+    def init(self, p: Tensor, var0: Scalar | Packed, k: int) -> Belief:
+        """The other latents' means, at zero; no variance to remember."""
+        return Belief(regression.means(k, lambda: torch.zeros_like(p)), ())
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar, Belief]:
-        """Nothing to predict: conditioning finds the fixed point from the curvature alone."""
-        return 0.0, belief
+    def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
+        """What the other latents' means move the weight by."""
+        return regression.drift(belief.aux, transition.F[0])
+
+    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+        """The latents' means; conditioning finds the variance from the curvature alone."""
+        aux = regression.carry(belief.aux, transition)
+        return self.drift(belief, transition), Belief(aux, ())
 
     def condition(
         self, disp: Scalar | Tensor, prior: Belief, obs: Observation, transition: Transition
     ) -> tuple[Tensor, Belief]:
-        """The displacement −Σ⁺ĝ at the fixed point; 0 where Σ⁺ is infinite."""
-        variance = self.variance(prior, _diagonal(obs.curvature), transition)
-        return torch.where(variance.isinf(), 0.0, -variance * obs.grad), prior
+        """The displacement by Σ⁺ at the fixed point; 0 where Σ⁺ is infinite."""
+        column = self._rest(_diagonal(obs.curvature), transition)
+        column = tuple(torch.where(column[0].isinf(), 0.0, x) for x in column)
+        return regression.move(disp, prior.aux, obs, column, ())
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """Σ⁺ at the fixed point of the likelihood's running curvature."""
         assert curvature is not None, "engine.check admits only likelihoods that average"
-        precision = curvature.values
-        if transition.pull is not None:
-            precision = precision + transition.pull
+        return self._rest(curvature, transition)[0]
+
+    def covariance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
+        """Every weight's covariance with its other latents, at the fixed point."""
+        assert curvature is not None, "engine.check admits only likelihoods that average"
+        if len(transition.F) == 1:
+            return self.variance(belief, curvature, transition)[..., None, None]
+        return regression.covariance(stationary_pair(_pulled(curvature, transition), transition))
+
+    def _rest(self, curvature: Diag, transition: Transition) -> tuple[Tensor, ...]:
+        """Σ⁺'s first column at the fixed point."""
+        precision = _pulled(curvature, transition)
+        if len(transition.F) == 2:
+            variance, slope, _ = stationary_pair(precision, transition)
+            return variance, slope * variance
         if self.method == "taylor":
             assert transition.flow is not None, "engine.check admits only dynamics with a flow"
             variance = stationary_flow(precision, *transition.flow)
@@ -100,7 +133,12 @@ class FixedPoint(Posterior):
             variance = stationary_variance(
                 precision, carried, transition.Q[0], lost_variance(transition)
             )
-        return variance.clamp_min(torch.finfo(variance.dtype).tiny)
+        return (variance.clamp_min(torch.finfo(variance.dtype).tiny),)
+
+
+def _pulled(curvature: Diag, transition: Transition) -> Tensor:
+    """The precision observed per step, the prior's pull included."""
+    return curvature.values if transition.pull is None else curvature.values + transition.pull
 
 
 def _diagonal(curvature: Diag | LowRank) -> Diag:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from filteropt.approximations.diagonal import Diagonal
 from filteropt.linalg import predict_variance
-from filteropt.types import Belief, Diag, Observation, Posterior, Scalar, Transition
+from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition
 
 __all__ = ["OneStepAhead"]
 
@@ -47,11 +47,10 @@ class OneStepAhead(Posterior):
     posterior: Posterior = field(default_factory=Diagonal)
 
     def __post_init__(self) -> None:
-        elementwise = getattr(self.posterior, "elementwise", False)
-        if not elementwise or self.posterior.latents != range(1, 2):
+        if not getattr(self.posterior, "elementwise", False):
             raise ValueError(
-                f"OneStepAhead: posterior={self.posterior!r} must treat every weight on its own, "
-                f"with one latent; use Diagonal() or FixedPoint()"
+                f"OneStepAhead: posterior={self.posterior!r} must treat every weight on its own; "
+                f"use Diagonal() or FixedPoint()"
             )
 
     @property
@@ -73,7 +72,7 @@ class OneStepAhead(Posterior):
         """The family's."""
         return self.posterior.objection(transition)
 
-    def init(self, p: Tensor, var0: Scalar, k: int) -> Belief:
+    def init(self, p: Tensor, var0: Scalar | Packed, k: int) -> Belief:
         """The family's belief."""
         return self.posterior.init(p, var0, k)
 

@@ -15,7 +15,8 @@ from filteropt.types import Raw, Transition
 
 __all__ = ["IncompatibleComposition", "check"]
 
-RESERVED = ("step", "decay", "evaluating", "prediction")
+DRIFTS = tuple(f"drift_{i}" for i in range(1, 16))
+RESERVED = ("step", "decay", "evaluating", "prediction", *DRIFTS)
 """State names that the optimizer itself uses."""
 
 SLOTS = {
@@ -109,8 +110,10 @@ def _conflict(filter: Filter) -> Conflict | None:
     if not likelihood.informative and not _bounded(transition):
         why = "where no curvature is learned its variance would grow without bound"
         return Conflict(("dynamics", "likelihood"), why)
-    var0 = float(initial_variance(filter))
-    if not (0 < var0 < float("inf") or posterior.stationary):
+    given = initial_variance(filter)
+    for var0 in map(float, given if isinstance(given, tuple) else (given,)):
+        if 0 < var0 < float("inf") or posterior.stationary:
+            continue
         why = f"its initial variance {var0} is not positive and finite"
         return Conflict(ageing, why, "an explicit initial_variance")
     kept = [*names(template(filter, torch.Size((1, 1)))), *RESERVED]

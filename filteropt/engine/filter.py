@@ -71,12 +71,15 @@ class Scalars(NamedTuple):
         transition: the dynamics' transition.
         decay: fraction of the weights' mean lost in this step.
         likelihood: the likelihood's numbers.
+        moves: 1 where the step moves the weights to their predicted mean before it conditions, 0
+            where they hold that mean already.
     """
 
     age: Transition
     transition: Transition
     decay: Scalar
     likelihood: Packed
+    moves: Scalar = 1.0
 
 
 def scalars(filter: Filter, t: float | Tensor) -> Scalars:
@@ -116,10 +119,11 @@ def step(
     """
     belief, like, basis = state
     raw = raw._replace(grad=filter.basis.forward(basis, raw.grad))
-    disp, prior = filter.posterior.propagate(belief, scalars.age)
+    drift, prior = filter.posterior.propagate(belief, scalars.age)
     obs, like = filter.likelihood.observe(like, raw, p, prior, scalars.likelihood)
     if (pull := scalars.transition.pull) is not None:  # the prior's mean, 0, is observed again
         obs = obs._replace(grad=obs.grad + pull * filter.basis.forward(basis, p))
+    disp = scalars.moves * drift
     disp, belief = filter.posterior.condition(disp, prior, obs, scalars.transition)
     for project in filter.projections:
         disp, belief = project(disp, belief)
@@ -178,13 +182,34 @@ def covariance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Ten
     return filter.posterior.covariance(state.belief, curvature, scalars.transition)
 
 
-def initial_variance(filter: Filter) -> Scalar:
-    """The variance before any evidence: the posterior's word, else the dynamics', else 0.01."""
-    for part in (filter.posterior, filter.dynamics):
-        if (given := getattr(part, "initial_variance", None)) is not None:
-            return given  # type: ignore[no-any-return]  # parts annotate it as a Scalar
+def initial_variance(filter: Filter) -> Scalar | Packed:
+    """The variance of a weight before any evidence, or of each of its latents.
+
+    The dynamics' word, else each latent's own stationary variance, else 0.01; the posterior's word
+    goes before for the weight's.
+
+    Args:
+        filter: the composition.
+
+    Returns:
+        The variance, or for k > 1 latents k of them, the weight's first.
+    """
     transition = filter.dynamics.transition(scalar(1))
-    lost, noise = float(lost_variance(transition)), float(transition.Q[0])
+    given = getattr(filter.dynamics, "initial_variance", None)
+    if given is None:
+        given = tuple(_alone(transition, i) for i in range(filter.dynamics.k))
+    variances: Packed = given if isinstance(given, tuple) else (given,)
+    own = getattr(filter.posterior, "initial_variance", None)
+    variances = variances if own is None else (own, *variances[1:])
+    return variances if len(variances) > 1 else variances[0]
+
+
+def _alone(transition: Transition, i: int) -> Scalar:
+    """The stationary variance of one latent without the others."""
+    k = len(transition.F)
+    noise = float(transition.Q[sum(range(k, k - i, -1))])  # the i-th of the packed diagonal
+    lost = 1 - float(transition.c * transition.F[i][i] ** 2)
+    lost = lost if i else float(lost_variance(transition))
     return noise / lost if noise > 0 and lost > 0 else 1e-2
 
 

@@ -2,8 +2,16 @@
 
 from filteropt.models.fixed_noise import FixedNoise
 from filteropt.models.forget_to_prior import ForgetToPrior
+from filteropt.models.momentum_augmented import MomentumAugmented
 from filteropt.models.proportional_noise import ProportionalNoise
 from filteropt.models.random_walk import RandomWalk
 from filteropt.models.static import Static
 
-__all__ = ["FixedNoise", "ForgetToPrior", "ProportionalNoise", "RandomWalk", "Static"]
+__all__ = [
+    "FixedNoise",
+    "ForgetToPrior",
+    "MomentumAugmented",
+    "ProportionalNoise",
+    "RandomWalk",
+    "Static",
+]

@@ -5,6 +5,7 @@ preset with a name. An ablation replaces a slot of what the function returns.
 """
 
 from filteropt.presets.fixed_noise import AdaBayes, AdaBayesFP, adabayes, adabayes_fp
+from filteropt.presets.momentum import MomentumFilter, momentum_filter
 from filteropt.presets.natural_gradient import (
     ExtendedKalmanFilter,
     OnlineNaturalGradient,
@@ -19,6 +20,7 @@ __all__ = [
     "AdaBayesFP",
     "BayesRMSprop",
     "ExtendedKalmanFilter",
+    "MomentumFilter",
     "OnlineNaturalGradient",
     "adabayes",
     "adabayes_fp",
@@ -26,6 +28,7 @@ __all__ = [
     "adamw",
     "bayes_rmsprop",
     "extended_kalman_filter",
+    "momentum_filter",
     "online_natural_gradient",
     "rmsprop",
     "sgd",

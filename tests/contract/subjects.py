@@ -17,10 +17,10 @@ from filteropt import presets
 
 PROBE = torch.zeros(2, dtype=torch.float64)
 WORDS = {
-    "schedule": "model",
-    "linearize_at": "prediction",
-    "discretization": "exact",
-    "fixed_point": "exact",
+    "schedule": ("model",),
+    "linearize_at": ("prediction", "posterior"),
+    "discretization": ("exact",),
+    "fixed_point": ("exact",),
 }
 BOOKKEEPING = {"base_lr"}  # keys of a group that are no constructor keywords
 
@@ -77,7 +77,7 @@ class Subject:
         """Return each hyperparameter that is a word with another legal word."""
         defaults = self.defaults()
         words = [k for k, value in defaults.items() if isinstance(value, str)]
-        return [(k, w) for k, w in WORDS.items() if k in words and defaults[k] != w]
+        return [(k, w) for k in words for w in WORDS.get(k, ()) if w != defaults[k]]
 
 
 def is_number(value: object) -> bool:
@@ -103,6 +103,13 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     "BayesRMSprop": [
         {"keywords": {"weight_decay": 0.05}},
         {"keywords": {"weight_decay": 0.05, "fixed_point": True}, "numbers_per_weight": 1},
+    ],
+    "MomentumFilter": [
+        {"keywords": {"weight_decay": 0.05}, "numbers_per_weight": 4},
+        {
+            "keywords": {"weight_decay": 0.05, "stationary": True},
+            "numbers_per_weight": 2,
+        },
     ],
     "OnlineNaturalGradient": [
         {

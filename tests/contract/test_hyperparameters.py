@@ -1,5 +1,6 @@
 """Bad hyperparameters are refused by name, value and allowed range, before anything changes."""
 
+import inspect
 import math
 import re
 
@@ -45,7 +46,13 @@ def every_bad_value():
         for subject in FILTERS
         for name, default in subject.numeric().items()
         for value, shown in bad_values(name, default)
+        if value is not None or not none_is_the_default(subject.cls, name)
     ]
+
+
+def none_is_the_default(cls, name):
+    """Return whether the class itself lets the hyperparameter be None."""
+    return inspect.signature(cls).parameters[name].default is None
 
 
 def assert_clear(message, name, shown, allowed):

@@ -1,0 +1,241 @@
+"""The study: tune every optimizer alike, run the best settings on fresh seeds, split the steps."""
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from experiments.errors import UserError
+from experiments.momentum.quadratic import QUADRATICS
+from experiments.momentum.runs import (
+    SELECTION_SEED,
+    Candidate,
+    Job,
+    Problem,
+    arms_of,
+    is_filter,
+    perform_all,
+    score,
+)
+from experiments.plan import read_out
+from experiments.progress import Meter
+from experiments.store import Store, run_name
+from experiments.tasks import OFFLINE_TASKS, TASKS
+
+_PROBLEMS = {**QUADRATICS, **{name: TASKS[name] for name in OFFLINE_TASKS}}
+QUICK_STEPS, QUICK_EPOCHS = 30, 2
+
+
+@dataclass
+class Outcome:
+    """What was found of one optimizer on one problem.
+
+    Attributes:
+        best: The optimizer at the settings that were selected.
+        trials: Result of every setting that was tried.
+        results: Results of the best setting, one for each fresh seed.
+        split: How a filter's step is made up, on the first fresh seed.
+    """
+
+    best: Candidate
+    trials: list[dict[str, Any]]
+    results: list[dict[str, Any]] = field(default_factory=list)
+    split: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Compare the momentum filter with NAdam, Adam and Nesterov's SGD, all tuned by one budget.
+
+    On an ill-conditioned quadratic, with exact and with noisy gradients, and on a task. Every
+    optimizer is tried at the same number of settings, half of them about the best of the others.
+    The best (on validation images, or by the steps it needs) runs on fresh seeds, and the filters'
+    steps are split into the gradient's part and the momentum's. Finished runs are kept one by one:
+    interrupted, the same command resumes.
+    """
+
+    problems: tuple[str, ...] = ("quadratic", "noisy-quadratic", "digits-mlp")
+    """quadratic, noisy-quadratic, digits-mlp and mnist5k-lenet; the last takes half an hour."""
+
+    settings: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 16, quick 2)")] = (
+        None
+    )
+    """Settings that every optimizer is tried at on every problem."""
+
+    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 3, quick 2)")] = None
+    """Fresh seeds that the best setting runs on."""
+
+    quick: bool = False
+    """Two settings and a few steps: whether it works, not what is found."""
+
+    out: Path = Path("results/momentum")
+    """Folder for the finished runs, the tables, the figures and the rows."""
+
+    workers: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: one per core, at most 8)")
+    ] = None
+    """Processes, each with one thread."""
+
+    fresh: bool = False
+    """Run again even where a finished run exists."""
+
+    def run(self, console: Console) -> int:
+        """Tune, run, split, report.
+
+        Args:
+            console: Where to write.
+
+        Returns:
+            The exit code: 0, or 130 when interrupted.
+        """
+        problems = [self._shortened(problem) for problem in read_problems(self.problems)]
+        count = self._at_least("settings", self.settings, 2 if self.quick else 16)
+        seeds = self._at_least("seeds", self.seeds, 2 if self.quick else 3)
+        workers = self._at_least("workers", self.workers, min(8, os.cpu_count() or 1))
+        read_out(self.out)
+        keeper = _Keeper(Store(self.out / "runs"), workers, fresh=self.fresh)
+        trials = [
+            Candidate(problem, arm, values)
+            for problem in problems
+            for arm in arms_of(problem)
+            for values in arm.settings((count + 1) // 2)
+        ]
+        places = [(problem, arm) for problem in problems for arm in arms_of(problem)]
+        traced = sum(is_filter(arm) for _, arm in places)
+        total = count * len(places) + seeds * len(places) + traced
+        work = sum(trial.cost for trial in trials) * total / len(trials)
+        try:
+            with Meter(console, total, work) as meter:
+                outcomes = study(trials, count // 2, range(1, seeds + 1), keeper, meter)
+        except KeyboardInterrupt:
+            console.print(
+                f"Interrupted: {keeper.finished} of {total} runs are kept in {self.out}; "
+                "the same command (without --fresh) resumes.",
+                highlight=False,
+            )
+            return 130
+        from experiments.momentum.report import write_report
+
+        write_report(outcomes, self.out, console)
+        return 0
+
+    def _shortened(self, problem: Problem) -> Problem:
+        if not self.quick:
+            return problem
+        if problem.name in QUADRATICS:
+            return replace(problem, steps=QUICK_STEPS)
+        return replace(problem, quick_epochs=QUICK_EPOCHS)
+
+    @staticmethod
+    def _at_least(name: str, given: int | None, default: int) -> int:
+        if given is not None and given < 1:
+            raise UserError(f"--{name} needs at least 1")
+        return default if given is None else given
+
+
+def read_problems(words: Sequence[str]) -> list[Problem]:
+    """Look the problems up, each once.
+
+    Args:
+        words: Names, also comma-separated.
+
+    Returns:
+        The problems.
+
+    Raises:
+        UserError: If a name is unknown or none is given.
+    """
+    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
+    if not names:
+        raise UserError("--problems needs at least one problem")
+    for name in names:
+        if name not in _PROBLEMS:
+            raise UserError(f"unknown problem {name!r}; the problems are {', '.join(_PROBLEMS)}")
+    return [_PROBLEMS[name] for name in dict.fromkeys(names)]
+
+
+class _Keeper:
+    """Carries out what has not been, and keeps every result as soon as it is there."""
+
+    def __init__(self, store: Store, workers: int, *, fresh: bool) -> None:
+        self.finished = 0
+        self._store, self._workers, self._fresh = store, workers, fresh
+        store.clean()
+
+    def results(self, wanted: Sequence[tuple[Job, float]], meter: Meter) -> list[dict[str, Any]]:
+        """The results of runs.
+
+        Args:
+            wanted: The runs, each with its cost.
+            meter: Counts them.
+
+        Returns:
+            Their results, in the same order.
+        """
+        costs = {run_name(job): (job, cost) for job, cost in wanted}
+        found: dict[str, dict[str, Any]] = {}
+        for name, (job, _) in costs.items():
+            if not self._fresh and (kept := self._store.load(job)) is not None:
+                found[name] = kept
+        if found:  # at once: the meter takes its speed from what comes after
+            meter.advance(sum(costs[name][1] for name in found))
+            self._count(meter, len(found))
+        missing = sorted((c for n, c in costs.items() if n not in found), key=lambda c: -c[1])
+        with closing(perform_all([job for job, _ in missing], self._workers)) as finished:
+            for job, result in finished:
+                self._store.save(job, result)
+                found[run_name(job)] = result
+                meter.advance(costs[run_name(job)][1])
+                self._count(meter, 1)
+        return [found[run_name(job)] for job, _ in wanted]
+
+    def _count(self, meter: Meter, runs: int) -> None:
+        self.finished += runs
+        for _ in range(runs):
+            meter.finish_run()
+
+
+def study(
+    trials: Sequence[Candidate], more: int, seeds: Sequence[int], keeper: _Keeper, meter: Meter
+) -> list[Outcome]:
+    """Try settings, more of them about the best, then run the best on fresh seeds.
+
+    Args:
+        trials: What to try at first.
+        more: Further settings of every optimizer, about the best of its first.
+        seeds: The fresh seeds.
+        keeper: Carries runs out.
+        meter: Counts them.
+
+    Returns:
+        What was found of every optimizer on every problem.
+    """
+    tried: dict[tuple[str, str], list[tuple[Candidate, dict[str, Any]]]] = {}
+    for _ in range(2):
+        jobs = [(trial.job(SELECTION_SEED, held_out=True), trial.cost) for trial in trials]
+        for trial, result in zip(trials, keeper.results(jobs, meter), strict=True):
+            tried.setdefault((trial.problem.name, trial.arm.entry.name), []).append((trial, result))
+        best = [min(runs, key=lambda r: score(r[0].problem, r[1]))[0] for runs in tried.values()]
+        trials = [
+            found._replace(values=values)
+            for found in best
+            for values in found.arm.settings(more, about=found.values)
+        ]
+    outcomes = [
+        Outcome(found, [result for _, result in runs])
+        for found, runs in zip(best, tried.values(), strict=True)
+    ]
+    filters = [outcome for outcome in outcomes if is_filter(outcome.best.arm)]
+    again = [(o.best.job(seed), o.best.cost) for o in outcomes for seed in seeds]
+    again += [(o.best.job(seeds[0], traced=True), o.best.cost) for o in filters]
+    results = iter(keeper.results(again, meter))
+    for outcome in outcomes:
+        outcome.results = [next(results) for _ in seeds]
+    for outcome in filters:
+        outcome.split = next(results)
+    return outcomes

@@ -1,0 +1,214 @@
+r"""Covariances of k latents per weight as regressions, :math:`\Sigma = LDL^\top`, weight first.
+
+Latent i is :math:`\sum_{j<i} L_{ij} u_j + u_i` with independent :math:`u_j` of variance
+:math:`D_j`, so a covariance is positive by form as long as its variances are. A gradient speaks of
+the weight alone, which is :math:`u_0`: conditioning changes one number.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filteropt.linalg import factor_noise
+from filteropt.types import (
+    Belief,
+    Diag,
+    Leaves,
+    Observation,
+    Rows,
+    Scalar,
+    Transition,
+    squarable,
+)
+
+__all__ = [
+    "carry",
+    "condition",
+    "covariance",
+    "drift",
+    "feels_weight",
+    "independent",
+    "means",
+    "move",
+    "pack",
+    "predict",
+]
+
+
+@functools.cache
+def form(k: int) -> Any:
+    """The NamedTuple of L's entries below the diagonal and of D, row by row, for k latents."""
+    rows = [[*(f"slope_{i}{j}" for j in range(i)), f"residual_{i}"] for i in range(k)]
+    rows[0] = ["variance"]
+    return namedtuple("Regression", [name for row in rows for name in row])
+
+
+@functools.cache
+def _means(k: int) -> Any:
+    return namedtuple("Means", [f"mean_{i}" for i in range(1, k)])
+
+
+def means(k: int, value: Callable[[], Any]) -> tuple[Tensor, ...]:
+    """The means of latents 1 … k−1, with names, from as many calls of ``value``."""
+    made: tuple[Tensor, ...] = _means(k)(*(value() for _ in range(1, k)))
+    return made
+
+
+def feels_weight(transition: Transition) -> str | None:
+    """Why dynamics whose other latents depend on the weight's mean, the parameter, do not fit."""
+    if any(float(row[0]) for row in transition.F[1:]):
+        return "its other latents depend on the weight itself, whose mean is the parameter"
+    return None
+
+
+def pack(variance: Tensor, slope: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
+    """The form of two latents."""
+    return _pack([[], [slope]], [variance, residual])
+
+
+def independent(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The form of independent latents with these variances."""
+    k = len(variances)
+    slopes = [[torch.zeros_like(variances[0]) for _ in range(i)] for i in range(k)]
+    return _pack(slopes, list(variances))
+
+
+def _size(cov: Sequence[Tensor]) -> int:
+    return int((2 * len(cov)) ** 0.5)
+
+
+def _unpack(cov: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """L's rows below the diagonal, and D."""
+    rest, slopes, variances = iter(cov), [], []
+    for i in range(_size(cov)):
+        slopes.append([next(rest) for _ in range(i)])
+        variances.append(next(rest))
+    return slopes, variances
+
+
+def _pack(slopes: list[list[Tensor]], variances: list[Tensor]) -> tuple[Tensor, ...]:
+    numbers = [x for row, d in zip(slopes, variances, strict=True) for x in (*row, d)]
+    made: tuple[Tensor, ...] = form(len(variances))(*numbers)
+    return made
+
+
+def predict(cov: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]:
+    r"""The prior of the next step, :math:`((cFLDL^\top F^\top + Q)^{-1} + R\,e_0e_0^\top)^{-1}`.
+
+    The rows of :math:`(FL,\ G)`, with weights :math:`(cD,\ q)` and :math:`Q = G\,\mathrm{diag}(q)
+    G^\top`, are made orthogonal from the first on by square-root-free rotations. Each is a scalar
+    Kalman update in which nothing is subtracted from a variance, so that every new one is a sum of
+    non-negative terms.
+
+    Derived in :eq:`eq-regression-predict`.
+
+    Args:
+        cov: the form of k latents.
+        transition: the dynamics.
+
+    Returns:
+        The form of the prior.
+    """
+    slopes, weights = _unpack(cov)
+    k, c = len(weights), transition.c
+    bounds = torch.finfo(weights[0].dtype).tiny, squarable(weights[0].dtype)
+    noise_slopes, noise = factor_noise(transition.Q, k)
+    columns = [[_entry(transition.F, slopes, i, j) for i in range(k)] for j in range(k)]
+    new_slopes: list[list[Tensor]] = [[] for _ in range(k)]
+    new_variances = []
+    for i in range(k):
+        pivot: Any = noise[i]
+        below: list[Any] = [noise_slopes[m][i] for m in range(i + 1, k)]
+        for j, column in enumerate(columns):
+            y, weight = column[i], weights[j]
+            total = (pivot + (c * y * y) * weight).clamp(*bounds)
+            for n, m in enumerate(range(i + 1, k)):
+                column[m] = column[m] - y * below[n]
+                below[n] = below[n] + ((c * y) * weight / total) * column[m]
+            if i + 1 < k:
+                weights[j] = weight * (pivot / total)
+            pivot = total
+        new_variances.append(pivot)
+        for n, m in enumerate(range(i + 1, k)):
+            new_slopes[m].append(below[n])
+    if transition.pull is not None:
+        new_variances[0] = new_variances[0] / (1 + transition.pull * new_variances[0])
+    return _pack(new_slopes, new_variances)
+
+
+def _entry(rows: Rows, slopes: list[list[Tensor]], i: int, j: int) -> Any:
+    """Entry (i, j) of F L."""
+    entry: Any = rows[i][j]
+    for m in range(j + 1, len(slopes)):
+        entry = entry + rows[i][m] * slopes[m][j]
+    return entry
+
+
+def condition(
+    cov: Sequence[Tensor], precision: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    r"""The posterior after the weight was observed, and Σ⁺'s first column.
+
+    Args:
+        cov: the form of the prior.
+        precision: Λ, shaped like the weights.
+
+    Returns:
+        The form of the posterior, which differs in :math:`D_0^+ = D_0/(1 + D_0\Lambda)` alone, and
+        the factors by which every latent's mean follows the gradient.
+    """
+    slopes, (variance, *residuals) = _unpack(cov)
+    posterior = variance / (1 + variance * precision)
+    posterior = posterior.clamp_min(torch.finfo(posterior.dtype).tiny)
+    column = (posterior, *(row[0] * posterior for row in slopes[1:]))
+    return _pack(slopes, [posterior, *residuals]), column
+
+
+def move(
+    disp: Any, aux: Sequence[Tensor], obs: Observation, column: Sequence[Tensor], cov: Leaves
+) -> tuple[Tensor, Belief]:
+    r"""The means after the weight was observed, :math:`\mu^- - \Sigma^+_{:w}(g + \Lambda\delta)`.
+
+    Args:
+        disp: δ, how far the weight's mean has moved from where the gradient was taken.
+        aux: the other latents' means.
+        obs: the observation, of diagonal curvature.
+        column: the posterior covariance's first column.
+        cov: the posterior covariance's own form.
+
+    Returns:
+        The weight's displacement, and the belief.
+    """
+    assert isinstance(obs.curvature, Diag), "engine.check admits only diagonal curvature"
+    grad = obs.grad + obs.curvature.values * disp if aux else obs.grad
+    moved = iter([mean - gain * grad for mean, gain in zip(aux, column[1:], strict=True)])
+    weight = -column[0] * grad
+    return (disp + weight if aux else weight), Belief(means(len(column), moved.__next__), cov)
+
+
+def drift(aux: Sequence[Tensor], row: Sequence[Scalar]) -> Scalar | Tensor:
+    """What the other latents' means add to the one whose row of F this is; 0 without any."""
+    moved: Scalar | Tensor = sum((f * m for f, m in zip(row[1:], aux, strict=True)), 0.0)
+    return moved
+
+
+def carry(aux: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]:
+    """The predicted means of latents 1 … k−1, with names."""
+    moved = (drift(aux, row) for row in transition.F[1:])
+    return means(len(transition.F), moved.__next__)
+
+
+def covariance(cov: Sequence[Tensor]) -> Tensor:
+    """Every weight's own k×k covariance, ``(*p.shape, k, k)``."""
+    slopes, variances = _unpack(cov)
+    k = len(variances)
+    rows = [[*row, torch.ones_like(variances[0]), *[torch.zeros_like(variances[0])] * (k - 1 - i)]
+            for i, row in enumerate(slopes)]  # fmt: skip
+    lower = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    return (lower * torch.stack(variances, -1).unsqueeze(-2)) @ lower.mT
