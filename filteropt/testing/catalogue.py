@@ -25,8 +25,8 @@ def parts(slot: str) -> dict[str, type[Any]]:
         ValueError: another slot.
 
     Example:
-        >>> list(parts("dynamics"))
-        ['FixedNoise', 'ForgetToPrior', 'ProportionalNoise', 'RandomWalk', 'Static']
+        >>> parts("dynamics")["Static"]()
+        Static()
     """
     return shipped(slot)
 
