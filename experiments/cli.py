@@ -102,7 +102,7 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted before training began.", file=sys.stderr)
+        print("Interrupted; whatever has finished is kept.", file=sys.stderr)
         return 130
 
 
