@@ -52,7 +52,9 @@ class BeliefOptimizer(CheckpointedOptimizer):
             prior's variance.
 
         Raises:
-            ValueError: ``p`` is not one of the optimizer's parameters.
+            ValueError: ``p`` is not one of the optimizer's parameters, or its group's slots do not
+                fit (:class:`~filteropt.IncompatibleComposition`), as without any rate so far.
+            RuntimeError: the group's hyperparameters now need state that was not kept.
         """
         filter, scalars, state = self._belief("posterior_variance", p)
         return engine.variance(filter, scalars, state, p.detach().to(belief_dtype(p)))
@@ -68,10 +70,14 @@ class BeliefOptimizer(CheckpointedOptimizer):
             A new tensor in squared weight units. Families that treat every weight on its own give
             each weight's covariance with its other latents, ``(*p.shape, k, k)``;
             :class:`~filteropt.approximations.Dense` gives the covariance of all of the parameter's
-            n weights, ``(n, n)``, in the order of ``p.flatten()``.
+            n weights, ``(n, n)``, in the order of ``p.flatten()``, or with k latents of all
+            weights' latents, ``(kn, kn)``, each weight's side by side. Under a basis other than
+            :class:`~filteropt.approximations.Identity` both are in its coordinates.
 
         Raises:
-            ValueError: ``p`` is not one of the optimizer's parameters.
+            ValueError: ``p`` is not one of the optimizer's parameters, or its group's slots do not
+                fit (:class:`~filteropt.IncompatibleComposition`), as without any rate so far.
+            RuntimeError: the group's hyperparameters now need state that was not kept.
         """
         filter, scalars, state = self._belief("posterior_covariance", p)
         return engine.covariance(filter, scalars, state, p.detach().to(belief_dtype(p)))

@@ -10,6 +10,7 @@ from filteropt.types import Packed, Scalar, Transition, squarable
 __all__ = [
     "belief_dtype",
     "condition_root",
+    "condition_seen",
     "factor_noise",
     "lost_variance",
     "overshoots",
@@ -74,10 +75,10 @@ def predict_root(root: Tensor, transition: Transition) -> Tensor:
     r"""A square root of the prior covariance :math:`((c\,F LL^\top F^\top + Q)^{-1} + R)^{-1}`.
 
     F and Q act on every weight's latents. Noise is added by a QR factorisation of
-    :math:`(\sqrt c F L,\ Q^{1/2})^\top`, so that the
-    covariance is never formed and stays positive by form. Where dynamics let the variance of a
-    weight without evidence grow without bound, it is stopped, for that weight alone, where fourth
-    powers would overflow. Along directions that are no weight's own, rounding stops it earlier.
+    :math:`(\sqrt c F L,\ Q^{1/2})^\top`, so that the covariance is never formed and stays positive
+    by form. Where dynamics let the variance of a weight without evidence grow without bound, it is
+    stopped, for that weight alone, where fourth powers would overflow. Along directions that are no
+    weight's own, rounding stops it earlier.
 
     Derived in :eq:`eq-square-root-predict`.
 
@@ -92,17 +93,24 @@ def predict_root(root: Tensor, transition: Transition) -> Tensor:
     grows = k == 1 and transition.c * transition.F[0][0] ** 2 > 1 and transition.pull is None
     if k > 1 or transition.c != 1 or transition.F[0][0] != 1:
         factor = root.new_tensor([[float(f) for f in row] for row in transition.F])
-        root = torch.kron(root.new_ones(n).diag(), factor) @ root * transition.c**0.5
+        root = _each_weight(factor * transition.c**0.5, root)
     if grows and n:
         spread = torch.linalg.vector_norm(root, dim=1, keepdim=True)
         root = root * (squarable(root.dtype) ** 0.5 / spread).clamp_max(1)
     if any(q > 0 for q in transition.Q):
-        noise = torch.kron(root.new_ones(n).diag(), _noise_root(transition.Q, k).to(root))
+        noise = _each_weight(_noise_root(transition.Q, k).to(root), root.new_ones(n * k).diag())
         root = torch.linalg.qr(torch.cat([root.mT, noise.mT]), mode="r").R.mT
     if transition.pull is not None and transition.pull > 0:
-        seen = root.new_ones(n * k).diag()[::k]
-        root = condition_root(root, seen * transition.pull**0.5)
+        root = condition_seen(root, root[::k] * transition.pull**0.5)
     return root
+
+
+def _each_weight(factor: Tensor, root: Tensor) -> Tensor:
+    """A k×k factor times each weight's k rows of a ``(kn, ·)`` matrix."""
+    k = len(factor)
+    if k == 1:
+        return root * factor[0, 0]
+    return (factor @ root.reshape(-1, k, root.shape[1])).flatten(0, 1)
 
 
 def _noise_root(noise: Packed, k: int) -> Tensor:
@@ -131,7 +139,7 @@ def factor_noise(noise: Packed, k: int) -> tuple[list[list[Scalar]], list[Scalar
 
 
 def _ratio(x: Scalar, y: Scalar) -> Scalar:
-    """X / y, or 0 where y is 0."""
+    """The ratio of x to y, 0 where y is 0."""
     if isinstance(y, Tensor):
         return torch.where(y > 0, x / torch.where(y > 0, y, 1.0), 0.0)
     return x / y if y > 0 else 0.0
@@ -162,7 +170,11 @@ def condition_root(root: Tensor, rows: Tensor) -> Tensor:
         tensor([[0.5000, 0.0000],
                 [0.0000, 1.0000]], dtype=torch.float64)
     """
-    seen = rows @ root
+    return condition_seen(root, rows @ root)
+
+
+def condition_seen(root: Tensor, seen: Tensor) -> Tensor:
+    """The same as :func:`condition_root`, where ``seen`` is already JL, ``(r, n)``."""
     r, n = seen.shape
     if r >= n:
         return _whiten(root, seen)

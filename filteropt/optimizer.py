@@ -272,27 +272,22 @@ class FilterOptimizer(BeliefOptimizer):
     def _prepare(self, group: Group, p: Tensor, bound: Bound) -> None:
         """Give a parameter the state that its group's options need, and no other."""
         state = self.state[p]
-        if not state or not state["step"]:
+        if not state or (group["lr"] and not state["step"]):  # a group may have had no rate so far
             state.update(self._fresh(group, p))
-        for name in state.keys() - {*bound.names(p), *RESERVED}:
+        strict = group["linearize_at"] == "prediction"  # and it may change its mind
+        for name in state.keys() - {*bound.names(p), *(RESERVED if strict else ("step",))}:
             del state[name]
-        if group["linearize_at"] == "posterior":  # a group may change its mind
-            for name in self._strict(group):
-                state.pop(name, None)
-        else:
-            state.update({k: v for k, v in self._strict(group).items() if k not in state})
+        if strict and "evaluating" not in state:
+            state.update(belief.strict_state(bound.filter.dynamics.k))
 
     def _fresh(self, group: Group, p: Tensor) -> Group:
         """The state before the first gradient: the constructed ``lr``'s prior."""
-        lr = group["base_lr"] or group["lr"]
-        initial = engine.init(self._bind({**group, "lr": lr}).filter, p)
+        filter = self._bind({**group, "lr": group["base_lr"] or group["lr"]}).filter
+        initial = engine.init(filter, p)
         step = torch.zeros((), dtype=torch.float32, device="cpu")
-        strict = self._strict(group) if group["linearize_at"] == "prediction" else {}
-        return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **strict}
-
-    def _strict(self, group: Group) -> Group:
-        """What a parameter keeps where gradients are taken at the prediction."""
-        return belief.strict_state(self._bind(group).filter.dynamics.k)
+        strict = group["linearize_at"] == "prediction"
+        kept = belief.strict_state(filter.dynamics.k) if strict else {}
+        return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **kept}
 
     def _expected_state(self, group: Group, p: Tensor) -> set[str]:
         """The names of the tensors that a parameter of such a group keeps."""

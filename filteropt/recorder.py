@@ -88,7 +88,7 @@ class Recorder:
         """Compute what the likelihood needs of the minibatches' Gauss–Newton matrix.
 
         Args:
-            params: the parameters.
+            params: the parameters, all of them the model's (see :meth:`require`).
             loss: the likelihood, which knows the loss' Hessian and how much memory to take.
 
         Returns:
@@ -97,10 +97,9 @@ class Recorder:
         Raises:
             RuntimeError: no minibatch was seen, or several processes train together.
             TypeError: inputs that do not have the examples in their first dimension.
-            ValueError: a parameter that is not the model's, or a layer that mixes examples.
+            ValueError: a layer that mixes examples.
         """
         named: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        self.require(params)
         if not self.minibatches:
             raise RuntimeError(
                 "no minibatch was seen since the last step: the loss must come from calling the "
@@ -171,6 +170,7 @@ class Recorder:
         weights = {name: p.detach() for name, p in params.items()}
 
         def rows_of_one(*example: Any) -> dict[str, Tensor]:
+            """The rows of one example, whitened by the loss' Hessian: ``(outputs, *shape)``."""
             one = tuple(x.unsqueeze(0) if isinstance(x, Tensor) else x for x in example)
             output, pull_back, *_ = vjp(
                 lambda w: functional_call(self.model, w, one, kwargs).squeeze(0), weights
@@ -210,6 +210,7 @@ class _Sum:
         self.total = torch.zeros(size, dtype=belief_dtype(p), device=p.device)
 
     def add(self, rows: Tensor) -> None:
+        """Take in more rows, ``(r, *p.shape)``."""
         rows = rows.flatten(1) if rows.dim() > 1 else rows[:, None]
         if not self.rows:
             self.total += rows.square().sum(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,6 @@ __all__ = [
     "drift",
     "feels_weight",
     "independent",
-    "means",
     "move",
     "pack",
     "predict",
@@ -47,17 +46,6 @@ def form(k: int) -> Any:
     rows = [[*(f"slope_{i}{j}" for j in range(i)), f"residual_{i}"] for i in range(k)]
     rows[0] = ["variance"]
     return namedtuple("Regression", [name for row in rows for name in row])
-
-
-@functools.cache
-def _means(k: int) -> Any:
-    return namedtuple("Means", [f"mean_{i}" for i in range(1, k)])
-
-
-def means(k: int, value: Callable[[], Any]) -> tuple[Tensor, ...]:
-    """The means of latents 1 … k−1, with names, from as many calls of ``value``."""
-    made: tuple[Tensor, ...] = _means(k)(*(value() for _ in range(1, k)))
-    return made
 
 
 def feels_weight(transition: Transition) -> str | None:
@@ -187,9 +175,9 @@ def move(
     """
     assert isinstance(obs.curvature, Diag), "engine.check admits only diagonal curvature"
     grad = obs.grad + obs.curvature.values * disp if aux else obs.grad
-    moved = iter([mean - gain * grad for mean, gain in zip(aux, column[1:], strict=True)])
+    means = tuple(mean - gain * grad for mean, gain in zip(aux, column[1:], strict=True))
     weight = -column[0] * grad
-    return (disp + weight if aux else weight), Belief(means(len(column), moved.__next__), cov)
+    return (disp + weight if aux else weight), Belief(means, cov)
 
 
 def drift(aux: Sequence[Tensor], row: Sequence[Scalar]) -> Scalar | Tensor:
@@ -199,9 +187,9 @@ def drift(aux: Sequence[Tensor], row: Sequence[Scalar]) -> Scalar | Tensor:
 
 
 def carry(aux: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]:
-    """The predicted means of latents 1 … k−1, with names."""
-    moved = (drift(aux, row) for row in transition.F[1:])
-    return means(len(transition.F), moved.__next__)
+    """The predicted means of latents 1 … k−1."""
+    carried: tuple[Any, ...] = tuple(drift(aux, row) for row in transition.F[1:])
+    return carried
 
 
 def covariance(cov: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from filteropt import regression
 from filteropt.linalg import lost_variance
 from filteropt.types import Scalar, Transition
 
-__all__ = ["stationary_pair"]
+__all__ = ["stationary_column", "stationary_pair"]
 
 
 def stationary_pair(h: Tensor, transition: Transition) -> tuple[Tensor, ...]:
@@ -35,6 +35,30 @@ def stationary_pair(h: Tensor, transition: Transition) -> tuple[Tensor, ...]:
         :math:`f_0 = 1`), the momentum's slope on the weight and its residual variance, each shaped
         like ``h``.
     """
+    variance, slope, momentum = _solve(h, transition)
+    residual = (momentum - slope * slope * variance).clamp_min(0)
+    # One more prediction makes the residual, here a difference, a sum of non-negative terms.
+    *_, residual = regression.predict(regression.pack(variance, slope, residual), transition)
+    return regression.pack(_unless_unbounded(variance, h, transition), slope, residual)
+
+
+def stationary_column(h: Tensor, transition: Transition) -> tuple[Tensor, Tensor]:
+    """The first column of :func:`stationary_pair`'s covariance, all that conditioning needs.
+
+    Args:
+        h: precision observed per step, as there.
+        transition: the dynamics, as there.
+
+    Returns:
+        The weight's variance and its covariance with the momentum, each shaped like ``h``.
+    """
+    variance, slope, _ = _solve(h, transition)
+    variance = _unless_unbounded(variance, h, transition)
+    return variance, slope * variance
+
+
+def _solve(h: Tensor, transition: Transition) -> tuple[Tensor, Tensor, Tensor]:
+    """The weight's variance, the momentum's slope on it, and the momentum's variance."""
     (f0, coupling), (_, f1) = transition.F
     q0, _, q1 = transition.Q
     a0, a1 = lost_variance(transition) / (1 + f0), 1 - f1
@@ -52,11 +76,12 @@ def stationary_pair(h: Tensor, transition: Transition) -> tuple[Tensor, ...]:
     lost = a1 * (1 + f1) * settled
     y = 2 * q1 / (lost + torch.hypot(lost, 2 * f1 * coupling * (q1 * (h / kappa)).sqrt()))
     variance, slope = prior / kappa, f1 * coupling * y / prior
-    residual = (y * settled - slope * slope * variance).clamp_min(0)
-    # One more prediction makes the residual, here a difference, a sum of non-negative terms.
-    *_, residual = regression.predict(regression.pack(variance, slope, residual), transition)
-    variance = torch.where(h + a0 > 0, variance, torch.inf)  # nothing bounds it
-    return regression.pack(variance, slope, residual)
+    return variance, slope, y * settled
+
+
+def _unless_unbounded(variance: Tensor, h: Tensor, transition: Transition) -> Tensor:
+    """Infinite where neither evidence nor a prior bounds the variance."""
+    return torch.where(h + lost_variance(transition) > 0, variance, torch.inf)
 
 
 def _rise(h: Tensor, q0: Scalar, coupling: Scalar, q1: Scalar, a0: Scalar, a1: Scalar) -> Tensor:

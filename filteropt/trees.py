@@ -32,7 +32,8 @@ def leaves(state: State) -> list[Tensor]:
 def names(state: State) -> list[str]:
     """What a state's tensors are called in a ``state_dict``, in order.
 
-    A leaf is called by its NamedTuple's field (``exp_avg``), else by its slot (``cov_0``).
+    A leaf is called by its NamedTuple's field (``exp_avg``), else by its slot (``cov_0``); the
+    means of latents 1, 2, … are called ``mean_1``, ``mean_2``, ….
 
     Args:
         state: a filter's state for one parameter.
@@ -41,8 +42,9 @@ def names(state: State) -> list[str]:
         One name for every tensor of :func:`leaves`.
     """
     belief, like, basis = state
-    slots = {"aux": belief.aux, "cov": belief.cov, "like": like, "basis": basis}
-    return [name for slot, tensors in slots.items() for name in _names(slot, tensors)]
+    slots = {"cov": belief.cov, "like": like, "basis": basis}
+    means = [f"mean_{i}" for i in range(1, 1 + len(belief.aux))]
+    return [*means, *(name for slot, tensors in slots.items() for name in _names(slot, tensors))]
 
 
 def _names(slot: str, tensors: Any) -> list[str]:

@@ -101,7 +101,7 @@ class Belief(NamedTuple):
     """What is believed about one parameter tensor, besides its mean (the parameter itself).
 
     Attributes:
-        aux: means of latents 1 … k−1, like the parameter; a NamedTuple with fields ``mean_1``, …
+        aux: means of latents 1 … k−1, each shaped like the parameter.
         cov: the covariance's leaves, in the posterior family's own form.
     """
 

@@ -12,7 +12,6 @@ import scipy.linalg
 import torch
 
 import filteropt
-from filteropt import regression
 from filteropt.approximations import FixedPoint
 from filteropt.engine import Filter
 from filteropt.models import MomentumAugmented
@@ -48,18 +47,18 @@ class Gains(Posterior):
     initial_variance: float = 1.0
 
     def init(self, p, var0, k):
-        return Belief(regression.means(2, lambda: torch.zeros_like(p)), ())
+        return Belief((torch.zeros_like(p),), ())
 
     def drift(self, belief, transition):
         return transition.F[0][1] * belief.aux[0]
 
     def propagate(self, belief, transition):
-        kept = regression.means(2, lambda: transition.F[1][1] * belief.aux[0])
+        kept = (transition.F[1][1] * belief.aux[0],)
         return self.drift(belief, transition), Belief(kept, ())
 
     def condition(self, disp, prior, obs, transition):
         grad = obs.grad + obs.curvature.values * disp
-        momentum = regression.means(2, lambda: prior.aux[0] - self.momentum * grad)
+        momentum = (prior.aux[0] - self.momentum * grad,)
         return disp - self.weight * grad, Belief(momentum, ())
 
     def variance(self, belief, curvature, transition):

@@ -12,7 +12,7 @@ from filteropt.hyperparameters import Momentum, Positive, check_fields
 from filteropt.linalg import scalar
 from filteropt.types import Likelihood, Memory, Packed
 
-__all__ = ["GradientAverage", "GradientLikelihood", "bias_correction"]
+__all__ = ["GradientAverage", "GradientLikelihood", "PulledLikelihood", "bias_correction"]
 
 
 class FirstMoment(NamedTuple):
@@ -53,13 +53,12 @@ class GradientAverage(NamedTuple):
         return exp_avg / correction, FirstMoment(exp_avg)
 
 
-@dataclass(frozen=True)
-class GradientLikelihood(Likelihood):
-    """What likelihoods of the gradient share: its scale, and the average that moves the mean."""
+class PulledLikelihood(Likelihood):
+    """What likelihoods share whose mean is moved by the scaled gradient's average."""
 
-    scale: Positive = 1.0
-    beta1: Momentum | None = 0.9
-    bias_correction: bool = True
+    scale: float
+    beta1: float | None
+    bias_correction: bool
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,6 +78,15 @@ class GradientLikelihood(Likelihood):
     def _pull(self, like: Any, grad: Tensor, numbers: Packed) -> tuple[Tensor, Memory]:
         """The gradient that moves the mean, and the new average."""
         return self._average.update(like, grad, numbers)
+
+
+@dataclass(frozen=True)
+class GradientLikelihood(PulledLikelihood):
+    """A likelihood of the gradient alone."""
+
+    scale: Positive = 1.0
+    beta1: Momentum | None = 0.9
+    bias_correction: bool = True
 
 
 def bias_correction(beta: float | Tensor, t: Tensor | float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from filteropt import regression
 from filteropt.hyperparameters import Interval, Positive, check_fields
-from filteropt.linalg import condition_root, overshoots, predict_root
+from filteropt.linalg import condition_seen, overshoots, predict_root
 from filteropt.types import (
     Belief,
     Diag,
@@ -97,7 +97,7 @@ class Dense(Posterior):
         spread = var0 if isinstance(var0, tuple) else (var0,) * k
         tiny = torch.finfo(p.dtype).tiny
         root = p.new_tensor([max(float(v), tiny) ** 0.5 for v in spread]).repeat(n).diag()
-        aux = regression.means(k, lambda: torch.zeros_like(p))
+        aux = tuple(torch.zeros_like(p) for _ in range(1, k))
         return Belief(aux, Root(root.reshape(*p.shape, *([k] if k > 1 else []), n * k)))
 
     def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
@@ -119,13 +119,12 @@ class Dense(Posterior):
         rows, grad = _rows(obs.curvature), obs.grad.reshape(-1)
         if prior.aux:
             grad = grad + rows.mT @ (rows @ (disp + 0 * obs.grad).reshape(-1))
-        whole = torch.zeros(*rows.shape, k, dtype=rows.dtype, device=rows.device)
-        whole[..., 0] = rows  # a gradient speaks of the weights alone
-        posterior = condition_root(_square(root), whole.flatten(1))
+        square = _square(root)
+        posterior = condition_seen(square, rows @ square[::k])  # rows speak of the weights alone
         moved = -(posterior @ (posterior[::k].mT @ grad)).reshape(-1, k)
         weight, *others = (x.reshape(obs.grad.shape) for x in moved.unbind(-1))
-        aux = iter([m + x for m, x in zip(prior.aux, others, strict=True)])
-        belief = Belief(regression.means(k, aux.__next__), Root(posterior.reshape(root.shape)))
+        aux = tuple(m + x for m, x in zip(prior.aux, others, strict=True))
+        belief = Belief(aux, Root(posterior.reshape(root.shape)))
         return (disp + weight if prior.aux else weight), belief
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:

@@ -68,7 +68,8 @@ class Diagonal(Posterior):
         """Variances ``var0`` for every weight's latents, independent, and means of zero."""
         spread = var0 if isinstance(var0, tuple) else (var0,) * k
         variances = [torch.full_like(p, float(v)) for v in spread]
-        return Belief(regression.means(k, lambda: torch.zeros_like(p)), independent(variances))
+        means = tuple(torch.zeros_like(p) for _ in range(1, k))
+        return Belief(means, independent(variances))
 
     def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
         """What the other latents' means move the weight by."""

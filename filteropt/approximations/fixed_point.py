@@ -11,7 +11,7 @@ from torch import Tensor
 from filteropt import regression
 from filteropt.hyperparameters import check_fields
 from filteropt.linalg import lost_variance, stationary_flow, stationary_variance
-from filteropt.stationary_pair import stationary_pair
+from filteropt.stationary_pair import stationary_column, stationary_pair
 from filteropt.types import (
     Belief,
     Diag,
@@ -88,7 +88,7 @@ class FixedPoint(Posterior):
 
     def init(self, p: Tensor, var0: Scalar | Packed, k: int) -> Belief:
         """The other latents' means, at zero; no variance to remember."""
-        return Belief(regression.means(k, lambda: torch.zeros_like(p)), ())
+        return Belief(tuple(torch.zeros_like(p) for _ in range(1, k)), ())
 
     def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
         """What the other latents' means move the weight by."""
@@ -123,8 +123,7 @@ class FixedPoint(Posterior):
         """Σ⁺'s first column at the fixed point."""
         precision = _pulled(curvature, transition)
         if len(transition.F) == 2:
-            variance, slope, _ = stationary_pair(precision, transition)
-            return variance, slope * variance
+            return stationary_column(precision, transition)
         if self.method == "taylor":
             assert transition.flow is not None, "engine.check admits only dynamics with a flow"
             variance = stationary_flow(precision, *transition.flow)

@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from filteropt.approximations._gradient_average import GradientAverage
-from filteropt.hyperparameters import Momentum, Positive, check_fields
+from filteropt.approximations._gradient_average import PulledLikelihood
+from filteropt.hyperparameters import Momentum, Positive
 from filteropt.types import (
     Belief,
     Diag,
-    Likelihood,
     LowRank,
     Memory,
     Observation,
@@ -27,7 +26,7 @@ __all__ = ["GaussNewton", "GaussNewtonDiagonal"]
 
 
 @dataclass(frozen=True)
-class GaussNewton(Likelihood):
+class GaussNewton(PulledLikelihood):
     r"""The minibatch's Gauss–Newton matrix is its precision.
 
     With :math:`J_i` the Jacobian of the model's outputs :math:`f(x_i)` with respect to the weights
@@ -84,14 +83,6 @@ class GaussNewton(Likelihood):
     bias_correction: bool = True
     memory: Positive = 2**28
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def _average(self) -> GradientAverage:
-        """The running average that moves the mean."""
-        return GradientAverage(self.beta1, self.bias_correction)
-
     def root(self, output: Tensor) -> Tensor:
         r"""A square root of :math:`R^{-1}`, the loss' Hessian at one example's outputs.
 
@@ -115,24 +106,16 @@ class GaussNewton(Likelihood):
         root = (output.log_softmax(0) / 2).exp()
         return root.diag() - torch.outer(root * root, root)
 
-    def scalars(self, t: Tensor | float) -> Packed:
-        """The scale, and the average's numbers."""
-        return self.scale, *self._average.scalars(t)
-
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` whose scaled square is finite."""
         return squarable(dtype) / max(1.0, float(self.scale))
-
-    def init(self, p: Tensor) -> Memory:
-        """The gradient's average, at zero, if there is one."""
-        return self._average.init(p)
 
     def observe(
         self, like: Any, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
     ) -> tuple[Observation, Memory]:
         """Λ = the Gauss–Newton matrix by its rows, and the gradient's average."""
         scale, *numbers = scalars
-        pull, like = self._average.update(like, scale * raw.grad, tuple(numbers))
+        pull, like = self._pull(like, scale * raw.grad, tuple(numbers))
         return Observation(pull, self._curvature(raw)), like
 
     def _curvature(self, raw: Raw) -> Diag | LowRank:
