@@ -3,19 +3,29 @@
 from filteropt import approximations, engine, models, presets, testing
 from filteropt.engine import IncompatibleComposition
 from filteropt.flat import Flat
+from filteropt.labels import sample_labels
+from filteropt.measure import NonFiniteGradientError
 from filteropt.optimizer import FilterOptimizer
+from filteropt.posterior_file import load_prior, read_posterior, save_posterior
+from filteropt.predictive import Prediction, predict
 from filteropt.presets import (
+    IVON,
+    VOGN,
+    VON,
     AdaBayes,
     AdaBayesFP,
     BayesRMSprop,
     ExtendedKalmanFilter,
     MomentumFilter,
     OnlineNaturalGradient,
+    Vadam,
 )
 from filteropt.recipe import variant
-from filteropt.types import NonFiniteGradientError
 
 __all__ = [
+    "IVON",
+    "VOGN",
+    "VON",
     "AdaBayes",
     "AdaBayesFP",
     "BayesRMSprop",
@@ -26,10 +36,17 @@ __all__ = [
     "MomentumFilter",
     "NonFiniteGradientError",
     "OnlineNaturalGradient",
+    "Prediction",
+    "Vadam",
     "approximations",
     "engine",
+    "load_prior",
     "models",
+    "predict",
     "presets",
+    "read_posterior",
+    "sample_labels",
+    "save_posterior",
     "testing",
     "variant",
 ]

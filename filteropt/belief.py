@@ -10,9 +10,10 @@ from torch import Tensor
 
 from filteropt import engine
 from filteropt.checkpoint import CheckpointedOptimizer
+from filteropt.dtypes import belief_dtype
 from filteropt.engine import Filter, Scalars
-from filteropt.linalg import belief_dtype
 from filteropt.recipe import Bound
+from filteropt.report import Report, report
 from filteropt.trees import restore, tree_map
 from filteropt.types import State
 
@@ -82,19 +83,66 @@ class BeliefOptimizer(CheckpointedOptimizer):
         filter, scalars, state = self._belief("posterior_covariance", p)
         return engine.covariance(filter, scalars, state, p.detach().to(belief_dtype(p)))
 
+    def report(self) -> Report:
+        r"""Tell for every parameter how sure the optimizer is, and how its weights move.
+
+        A variance that rests where drift, forgetting and evidence balance,
+        :math:`Q = \rho\Sigma + h\Sigma^2`, is :math:`\sigma^2 = Q/\rho` without evidence (SGD) and
+        :math:`\sqrt{Q/h}` without forgetting (Adam). With :math:`r = \Sigma^+/\sigma^2` it is
+
+        .. math:: \Sigma^+ = r\,\sigma^2 = \sqrt{1-r}\,\sqrt{Q/h} ,
+
+        so that r alone says where a weight stands between them. Data-poor weights are within a
+        tenth of SGD's limit, r > 0.9; data-rich ones within a tenth of Adam's, r < 0.19. Dynamics
+        that forget to a prior have :math:`\Sigma^+ = r\,\Sigma_0 = (1-r)\,\rho/h`: their data-rich
+        limit is the natural gradient's, r < 0.1. With several latents per weight only the data-poor
+        limit is told; where the dynamics have no variance of their own (random walks, static ones)
+        neither. What is approximated: balance to first order in the step, and a variance that has
+        not settled is judged as if it had.
+
+        Returns:
+            A tuple of :class:`filteropt.report.Row`, one for every parameter. Printed, a table;
+            ``to_dict()`` gives columns, and ``pandas.DataFrame`` takes either.
+
+        Raises:
+            RuntimeError: a group's hyperparameters now need state that was not kept.
+
+        Example:
+            >>> import torch, filteropt
+            >>> w = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+            >>> opt = filteropt.AdaBayes([("w", w)], lr=0.1, lr_sgd=0.1)
+            >>> for _ in range(50):
+            ...     w.grad = torch.tensor([0.1, 10.0])
+            ...     opt.step()
+            >>> print(opt.report())    # doctest: +ELLIPSIS
+            parameter  shape  steps     sd    5 %  95 %  sd/rms  data-poor  between  data-rich ...
+            ...
+            w          2         50  0.078  0.078  0.32   0.031        50%       0%        50% ...
+            data-poor weights move as SGD moves them, data-rich ones as Adam moves them
+            >>> opt.report()[0].data_rich, opt.report().to_dict()["steps"]
+            (0.5, [50])
+
+        Source: P (Aitchison 2020) Fig. 3 and Eq. 20; see :eq:`eq-fixed-point-taylor`.
+        """
+        return report(self)
+
     def _belief(self, asked: str, p: Tensor) -> tuple[Filter, Scalars, State]:
         """A parameter's filter, its last step's numbers and its state."""
         for group in self.param_groups:
             if any(q is p for q in group["params"]):
                 bound = self._bind(group)
                 engine.check(bound.filter)
-                state = self.state.get(p) or self._fresh(group, p)
-                require_kept(bound, p, state, lambda: "the parameter")
-                scalars = engine.scalars(bound.filter, float(state["step"]))
-                form = bound.form(p)
-                belief = restore(form, [state[name] for name in bound.names(p)])
-                return bound.filter, tree_map(float, scalars), belief
+                age, state = self._recall(group, bound, p)
+                scalars = tree_map(float, engine.scalars(bound.filter, age))
+                return bound.filter, scalars, state
         raise ValueError(f"{asked}: a tensor of shape {tuple(p.shape)} is not optimized")
+
+    def _recall(self, group: dict[str, Any], bound: Bound, p: Tensor) -> tuple[float, State]:
+        """A parameter's age, and what the filter remembers about it."""
+        state = self.state.get(p) or self._fresh(group, p)
+        require_kept(bound, p, state, lambda: "the parameter")
+        kept = [state[name] for name in bound.names(p)]
+        return float(state["step"]), restore(bound.form(p), kept)
 
     def train(self, mode: bool = True) -> BeliefOptimizer:
         """Let the parameters hold the mean at which gradients are due; idempotent.

@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from types import UnionType
 from typing import (
     Annotated,
@@ -68,6 +68,7 @@ ScheduledNonnegative = Annotated[float, Interval("[0, inf)"), Scheduled()]
 ScheduledRateOrInf = Annotated[float, Interval("(0, inf]"), Scheduled()]
 PositiveFraction = Annotated[float, Interval("(0, 1]")]
 Momentum = Annotated[float, Interval("[0, 1)")]
+Decay = Annotated[float, Interval("(0, 1)")]
 Momenta = Annotated[tuple[float, float], Interval("[0, 1)")]
 
 
@@ -111,6 +112,10 @@ def _check(owner: str, name: str, value: object, hint: Any) -> None:
         for i, item in enumerate(value):
             _check_number(owner, f"{name}[{i}]", item, interval)
     elif base is float:
+        _check_number(owner, name, value, interval)
+    elif base is int:
+        if not isinstance(value, Integral):
+            raise TypeError(f"{owner}: {name}={value!r} must be a whole number{_within(interval)}")
         _check_number(owner, name, value, interval)
     elif base is bool:
         if not isinstance(value, bool):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from filteropt.types import Packed, Scalar, Transition, squarable
+from filteropt.dtypes import squarable
+from filteropt.types import Packed, Scalar, Transition
 
 __all__ = [
-    "belief_dtype",
     "condition_root",
     "condition_seen",
     "factor_noise",
@@ -26,11 +26,6 @@ __all__ = [
 def scalar(x: Scalar) -> Tensor:
     """``x`` as a 0-d float64 tensor: hyperparameter arithmetic is done in double precision."""
     return torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu"))
-
-
-def belief_dtype(p: Tensor) -> torch.dtype:
-    """Beliefs about half-precision weights are kept in float32, others in the weights' dtype."""
-    return torch.float32 if p.dtype in {torch.bfloat16, torch.float16} else p.dtype
 
 
 def predict_variance(variance: Tensor, transition: Transition) -> Tensor:

@@ -8,14 +8,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from filteropt.linalg import belief_dtype
-from filteropt.types import NonFiniteGradientError, Raw, squarable
+from filteropt.dtypes import belief_dtype, squarable
+from filteropt.types import Raw
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Reading", "all_finite", "gather", "local", "raise_nonfinite"]
+__all__ = [
+    "NonFiniteGradientError",
+    "Reading",
+    "all_finite",
+    "gather",
+    "local",
+    "raise_nonfinite",
+]
+
+
+KINDS = {
+    "grad": "gradient",
+    "rows": "Jacobian",
+    "squares": "sum of squares",
+    "products": "product with a draw",
+}
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """A gradient was NaN or infinite, or its square overflowed; nothing was changed."""
 
 
 class Reading(NamedTuple):
@@ -41,7 +60,8 @@ def gather(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Tensor
         p: a parameter with a gradient.
         name: how to call it in a message.
         maximize: whether the objective is to be maximised.
-        **seen: the other fields of :class:`~filteropt.types.Raw`, where they were gathered.
+        **seen: fields of :class:`~filteropt.types.Raw` that were gathered, ``grad`` among them
+            where it is not ``p.grad``.
 
     Returns:
         The gradient in the belief's dtype, on this process' shard, and what was seen.
@@ -60,8 +80,11 @@ def gather(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Tensor
         _require_real(p, name())
     if is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)
-    grad = local(grad).to(belief_dtype(p))
-    return Raw(-grad if maximize else grad, **seen)
+    raw = Raw(**{"grad": local(grad).to(belief_dtype(p)), **seen})
+    if not maximize:
+        return raw
+    products = None if raw.products is None else -raw.products
+    return raw._replace(grad=-raw.grad, products=products)
 
 
 def reject_complex(group: dict[str, Any]) -> None:
@@ -147,7 +170,8 @@ def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
 
 def _describe(reading: Reading) -> str:
     tensor, limit = next((x, m) for x, m in _bounded(reading) if not _within(x, m))
-    what = "gradient" if tensor is reading.raw.grad else "Jacobian"
+    gathered = {id(x): name for name, x in reading.raw._asdict().items() if x is not None}
+    what = KINDS[gathered[id(tensor)]]
     worst = tensor.abs().max().item()
     return f"the {what} of {reading.name()} (magnitude {worst:.3g}, limit {limit:.3g})"
 
@@ -171,7 +195,10 @@ def _bounded(reading: Reading) -> Iterator[tuple[Tensor, float]]:
     if reading.raw.rows is not None:
         yield reading.raw.rows, squarable(reading.raw.rows.dtype)
     if reading.raw.squares is not None:
-        yield reading.raw.squares, torch.finfo(reading.raw.squares.dtype).max
+        largest = torch.finfo(reading.raw.squares.dtype).max
+        yield reading.raw.squares, min(largest, reading.limit * reading.limit)
+    if reading.raw.products is not None:
+        yield reading.raw.products, reading.limit
 
 
 def _within(x: Tensor, limit: float) -> bool:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from filteropt import belief, engine, execute, measure
-from filteropt.belief import BeliefOptimizer
 from filteropt.engine import Filter
 from filteropt.engine.compatibility import RESERVED
 from filteropt.execute import Batch
+from filteropt.gathering import Gathering
 from filteropt.hyperparameters import check_values, hints_of
 from filteropt.measure import Reading
 from filteropt.recipe import Bound, Recipe
-from filteropt.recorder import Recorder
+from filteropt.sampling import SamplingOptimizer
 from filteropt.signature import constructor, native
 from filteropt.trees import leaves, names
 
@@ -29,7 +29,7 @@ Preset = Callable[..., Filter]
 Group = dict[str, Any]
 
 
-class FilterOptimizer(BeliefOptimizer):
+class FilterOptimizer(SamplingOptimizer):
     r"""Any composition as a PyTorch optimizer.
 
     .. math:: \mu \leftarrow \mu + r\,\Delta\mu, \qquad r = \text{lr}/\text{base\_lr},
@@ -114,7 +114,7 @@ class FilterOptimizer(BeliefOptimizer):
         self.on_nonfinite = on_nonfinite
         self.fused = fused
         self._recipe = Recipe(type(self).__name__, preset, hyperparameters)
-        self._recorder: Recorder | None = None
+        self._gathering = Gathering()
         values = {name: native(value) for name, value in self._recipe.defaults.items()}
         super().__init__(params, {"lr": 1.0, **values, **options})
 
@@ -150,7 +150,7 @@ class FilterOptimizer(BeliefOptimizer):
             merged = {**self.defaults, "base_lr": None, **param_group}
             bound = self._bind({**merged, "base_lr": merged["base_lr"] or merged["lr"]})
             params = measure.tensors_of(param_group)
-            self._record(bound, params)
+            self._watch(bound, params)
             if merged["lr"] and merged["linearize_at"] == "prediction":
                 execute.require_prediction(bound.filter)
             for p in params:
@@ -165,18 +165,9 @@ class FilterOptimizer(BeliefOptimizer):
         check_values(type(self).__name__, options, hints_of(FilterOptimizer.__init__))
         return self._recipe.bind(group)
 
-    def _record(self, bound: Bound, params: list[Tensor]) -> None:
+    def _watch(self, bound: Bound, params: list[Tensor]) -> None:
         """Watch the model, if the likelihood needs more than gradients."""
-        likelihood = bound.filter.likelihood
-        if likelihood.needs <= {"grad"}:
-            return
-        if self.model is None:
-            raise ValueError(
-                f"{type(self).__name__}: {type(likelihood).__name__} looks into the model; pass "
-                f"model=, the module whose output the loss is computed from"
-            )
-        self._recorder = self._recorder or Recorder(self.model)
-        self._recorder.require(params)
+        self._gathering.watch(type(self).__name__, self.model, bound.filter.likelihood, params)
 
     # The step ---------------------------------------------------------------------------------
 
@@ -207,13 +198,19 @@ class FilterOptimizer(BeliefOptimizer):
         """
         loss = None
         if closure is not None:
+            draws = max((int(group.get("mc_samples", 1)) for group in self.param_groups), default=1)
             with torch.enable_grad():
-                loss = closure()
+                losses = [closure() for _ in range(draws)]
+            loss = sum(losses) / draws if draws > 1 else losses[0]
+        if self._drawn:
+            raise RuntimeError("step: the parameters hold a draw; leave sampled_params first")
         bounds = [self._bind(group) for group in self.param_groups]
         work = [self._read(i, bound) for i, bound in enumerate(bounds)]
         if not measure.all_finite([r for _, readings, _ in work for r in readings]):
             if self.on_nonfinite == "skip":
+                self._gathering.clear()
                 return loss
+            self._gathering.clear()
             measure.raise_nonfinite([r for _, readings, _ in work for r in readings])
         for group, bound, (frozen, readings, batches) in zip(
             self.param_groups, bounds, work, strict=True
@@ -223,27 +220,8 @@ class FilterOptimizer(BeliefOptimizer):
             gain = self._recipe.gain(group)
             for batch in batches:
                 execute.update(bound, batch, self.state, gain=gain)
-        if self._recorder is not None:
-            self._recorder.clear()
+        self._gathering.clear()
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, and whatever was gathered with them.
-
-        Args:
-            set_to_none: whether gradients become ``None`` instead of zero.
-        """
-        super().zero_grad(set_to_none)
-        if self._recorder is not None:
-            self._recorder.clear()
-
-    def _look(self, bound: Bound, params: list[Tensor]) -> dict[Tensor, dict[str, Tensor]]:
-        """What the likelihood needs beside gradients, by parameter."""
-        if bound.filter.likelihood.needs <= {"grad"} or not params:
-            return {}
-        self._record(bound, params)  # a group may change its mind
-        assert self._recorder is not None, "made just now, if not before"
-        return self._recorder.look(params, bound.filter.likelihood.core)
 
     def _read(self, index: int, bound: Bound) -> tuple[list[Tensor], list[Reading], list[Batch]]:
         """Gather and plan a group's step, before anything is changed."""
@@ -252,7 +230,9 @@ class FilterOptimizer(BeliefOptimizer):
         if not group["lr"]:
             return [p for _, p in live], [], []
         readings, ages = [], []
-        gathered = self._look(bound, [p for _, p in live])
+        params = [p for _, p in live]
+        self._watch(bound, params)  # a group may change its mind
+        gathered = self._gathering.look(bound.filter.likelihood, params)
         for i, p in live:
             name = partial(measure.name_of, self.param_groups, index, i, self.model)
             state = self.state.get(p, {})
@@ -272,7 +252,7 @@ class FilterOptimizer(BeliefOptimizer):
     def _prepare(self, group: Group, p: Tensor, bound: Bound) -> None:
         """Give a parameter the state that its group's options need, and no other."""
         state = self.state[p]
-        if not state or (group["lr"] and not state["step"]):  # a group may have had no rate so far
+        if not state or (group["lr"] and not group["base_lr"] and not state["step"]):
             state.update(self._fresh(group, p))
         strict = group["linearize_at"] == "prediction"  # and it may change its mind
         for name in state.keys() - {*bound.names(p), *(RESERVED if strict else ("step",))}:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filteropt.dtypes import squarable
 from filteropt.linalg import factor_noise
 from filteropt.types import (
     Belief,
@@ -24,7 +25,6 @@ from filteropt.types import (
     Rows,
     Scalar,
     Transition,
-    squarable,
 )
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "feels_weight",
     "independent",
     "move",
+    "observed",
     "pack",
     "predict",
 ]
@@ -151,11 +152,26 @@ def condition(
         The form of the posterior, which differs in :math:`D_0^+ = D_0/(1 + D_0\Lambda)` alone, and
         the factors by which every latent's mean follows the gradient.
     """
-    slopes, (variance, *residuals) = _unpack(cov)
+    variance = cov[0]
     posterior = variance / (1 + variance * precision)
-    posterior = posterior.clamp_min(torch.finfo(posterior.dtype).tiny)
-    column = (posterior, *(row[0] * posterior for row in slopes[1:]))
-    return _pack(slopes, [posterior, *residuals]), column
+    return observed(cov, posterior.clamp_min(torch.finfo(posterior.dtype).tiny))
+
+
+def observed(
+    cov: Sequence[Tensor], variance: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The form after an observation that left the weight this variance, and its first column.
+
+    Args:
+        cov: the form of the prior.
+        variance: the weight's posterior variance.
+
+    Returns:
+        The form of the posterior, and its covariance's first column.
+    """
+    slopes, (_, *residuals) = _unpack(cov)
+    column = (variance, *(row[0] * variance for row in slopes[1:]))
+    return _pack(slopes, [variance, *residuals]), column
 
 
 def move(

@@ -5,18 +5,18 @@ mean :math:`\mu` *is* the parameter; the types below carry everything else.
 
 Two kinds of code meet here. *Scalar programs* (``transition``, ``scalars``) do arithmetic on
 hyperparameters, once per group and step. *Element programs* (``propagate``, ``observe``,
-``condition``) do arithmetic on tensors: they branch on no values, read no hyperparameter of their
-part (only the scalars handed to them), and change none of their inputs. Families of matrices, such
-as :class:`~filteropt.approximations.Dense`, run eagerly and may look at their scalars.
+``condition``) do arithmetic on tensors: they branch on no values (families of matrices may), read
+only the scalars handed to them, and change none of their inputs.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from filteropt.dtypes import squarable
 
 __all__ = [
     "Basis",
@@ -28,7 +28,6 @@ __all__ = [
     "Likelihood",
     "LowRank",
     "Memory",
-    "NonFiniteGradientError",
     "Observation",
     "Packed",
     "Posterior",
@@ -52,16 +51,11 @@ Memory: TypeAlias = tuple[Any, ...]
 """What a likelihood remembers, tensors or further memories in order, often a NamedTuple."""
 
 
-class NonFiniteGradientError(FloatingPointError):
-    """A gradient was NaN or infinite, or its square overflowed; nothing was changed."""
-
-
 class Flow(NamedTuple):
     r"""The continuous-time limit of a scalar transition, :math:`dP = (q - \rho P)\,dt`.
 
     Attributes:
-        rate: :math:`\rho`, the rate at which variance is forgotten, per step; negative, where it
-            grows, only without noise.
+        rate: :math:`\rho`, variance forgotten per step; negative (growing) only without noise.
         noise: :math:`q`, the diffusion, in squared weight units per step; ``None`` for none.
     """
 
@@ -72,20 +66,17 @@ class Flow(NamedTuple):
 class Transition(NamedTuple):
     r"""How a belief over k latents per weight ages by one step.
 
-    Covariances become :math:`P' = ((c\,F P F^\top + Q)^{-1} + R\,)^{-1}`. The weight's own mean
-    shrinks by ``decay``, which stands apart because weight decay may be chosen freely (P Eq. 18a),
-    and is pulled to 0 by ``pull``.
+    Covariances become :math:`P' = ((c\,F P F^\top + Q)^{-1} + R\,)^{-1}`. The weight's own mean is
+    pulled to 0 by ``pull`` and shrinks by ``decay``, which may be chosen freely (P Eq. 18a).
 
     Attributes:
         F: the k×k transition matrix; the weight is latent 0.
         Q: process noise covariance, packed upper triangle.
-        c: inflation (> 1) or contraction (< 1) of the carried covariance.
-        decay: fraction of the weight's mean lost per step; ``None`` means :math:`1 - F_{00}`.
-        lost: fraction of variance lost per step, :math:`1 - cF_{00}^2`, where it is known better
-            than by subtraction; ``None`` otherwise.
+        c: inflation (> 1) or contraction (< 1) of what is carried.
+        decay: fraction of the weight's mean lost per step, by default :math:`1 - F_{00}`.
+        lost: fraction of variance lost per step, :math:`1 - cF_{00}^2`, if known better.
         flow: continuous-time limit, where there is one; it leaves ``pull`` out.
-        pull: :math:`R`, the precision with which every weight is observed to be 0 in every step;
-            ``None`` where nothing pulls. Its part of the mean's motion is the engine's.
+        pull: :math:`R`, the precision of one observation of each weight at 0 per step, if any.
     """
 
     F: Rows
@@ -147,13 +138,15 @@ class Raw(NamedTuple):
     Attributes:
         grad: ``p.grad`` in the belief's dtype (sign flipped under ``maximize``).
         rows: directions :math:`j_r`, shaped ``(r, *p.shape)``, whose :math:`\sum j_r j_r^\top` is
-            the minibatch's Gauss–Newton matrix; ``None`` unless it is needed.
-        squares: that matrix' diagonal, shaped like the parameter; ``None`` unless it is needed.
+            the minibatch's Gauss–Newton matrix. This and what follows is ``None`` unless needed.
+        squares: that matrix' diagonal, or another sum of squared gradients, shaped like ``p``.
+        products: the gradient at a posterior sample times the sample's offset over its variance.
     """
 
     grad: Tensor
     rows: Tensor | None = None
     squares: Tensor | None = None
+    products: Tensor | None = None
 
 
 class State(NamedTuple):
@@ -188,17 +181,19 @@ class Likelihood(Protocol):
     r"""A likelihood approximation: what one gradient says about the optimum.
 
     Attributes:
-        needs: what must be gathered, as field names of :class:`Raw`. Beyond the gradient, the
-            likelihood states ``root(output)``, a square root of the loss' Hessian at one example's
-            outputs, and ``memory``, the bytes to take, as ``GaussNewton`` does.
+        needs: what must be gathered, as field names of :class:`Raw`.
+        source: who gathers it, a name of ``gathering.SOURCES``.
         gives: the type of curvature it returns.
+        signed: whether that curvature may be negative.
         averages: whether it knows its running curvature between steps (see :meth:`curvature`).
         informative: whether gradients teach it any curvature at all.
-        delay: steps before the first that it can tell a curvature from.
+        delay: steps before the first that tells a curvature.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+    source: ClassVar[str] = "jacobians"
     gives: ClassVar[type] = Diag
+    signed: ClassVar[bool] = False
     averages: ClassVar[bool] = False
     informative: ClassVar[bool] = True
     delay: ClassVar[int] = 0
@@ -238,12 +233,16 @@ class Posterior(Protocol):
         latents: numbers of latents per weight that it can hold.
         elementwise: whether every weight is treated on its own, so that shards may be.
         stationary: whether it needs a likelihood that averages its curvature.
+        signed: whether its variances stay positive where a curvature is negative.
+        exact: whether conditioning is Bayes' rule, not only to first order in the evidence.
     """
 
     accepts: ClassVar[tuple[type, ...]] = (Diag,)
     latents: ClassVar[range] = range(1, 2)
     elementwise: ClassVar[bool] = True
     stationary: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
 
     def objection(self, transition: Transition) -> str | None:
         """Why these dynamics do not fit, as a clause; ``None`` if they do."""
@@ -253,7 +252,7 @@ class Posterior(Protocol):
         """The prior of the first step: variance ``var0`` of every weight, or of its k latents."""
 
     def drift(self, belief: Belief, transition: Transition) -> Scalar | Tensor:
-        """The mean's displacement by the other latents, of which there may be none."""
+        """The mean's displacement by the other latents, if any."""
         return 0.0
 
     def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
@@ -270,6 +269,12 @@ class Posterior(Protocol):
     def covariance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """The covariance that the family keeps: k×k for every weight, or n×n for a whole tensor."""
         return self.variance(belief, curvature, transition)[..., None, None]
+
+    def sample(
+        self, belief: Belief, curvature: Diag | None, transition: Transition, eps: Tensor
+    ) -> Tensor:
+        """A draw's offset from the mean, of standard normal ``eps`` shaped like the parameter."""
+        return self.variance(belief, curvature, transition).sqrt() * eps
 
 
 class Basis(Protocol):
@@ -289,12 +294,7 @@ class Basis(Protocol):
 
 
 class Projection(Protocol):
-    """A clip or floor applied after conditioning: an element program."""
+    """A clip, floor or gain applied after conditioning: an element program."""
 
     def __call__(self, disp: Tensor, belief: Belief) -> tuple[Tensor, Belief]:
         """The projected displacement and belief."""
-
-
-def squarable(dtype: torch.dtype) -> float:
-    """The largest magnitude whose square is finite in ``dtype``."""
-    return math.sqrt(torch.finfo(dtype).max) * (1 - 1e-6)

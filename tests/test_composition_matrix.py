@@ -14,6 +14,7 @@ from filteropt import approximations, models
 from filteropt.engine import Filter, check
 from filteropt.testing import compositions, parts
 from filteropt.types import Basis
+from tests.gathering import backward
 
 MADE = [
     *compositions(),
@@ -61,9 +62,8 @@ def trained(filter, steps=30, turn=None):
     losses = []
     for _ in range(steps):
         opt.zero_grad()
-        loss = 0.5 * (model(x) - y).square().sum()
-        loss.backward()
-        losses.append(loss.item())
+        losses.append(0.5 * (model(x) - y).detach().square().sum().item())
+        backward(opt, model, x, lambda output: 0.5 * (output - y).square().sum(), generator)
         opt.step()
     return model.weight, opt, losses
 
@@ -111,7 +111,10 @@ def advice_helps(filter, names):
 
 def test_most_compositions_fit():
     """The engine's promise: exchangeable parts. Refusals are the exceptions, each for a reason."""
-    assert len(FITTING) > len(REFUSED)
+    special = "SquareRooted", "FixedPoint", "OneStepAhead"  # of one dynamics, or a stationary one
+    fitting = [f for f in FITTING if type(f.posterior).__name__ not in special]
+    refused = [f for f in REFUSED if type(f.posterior).__name__ not in special]
+    assert len(fitting) > 4 * len(refused)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,19 @@ import torch
 import filteropt
 from filteropt.approximations import (
     Averaged,
+    AveragedPull,
     AveragedSquaredGradient,
     CentredGradient,
     GaussNewton,
     GaussNewtonDiagonal,
     NoCurvature,
+    PerExample,
+    Price,
+    Repeated,
+    SampledFisher,
+    SampledSquaredGradient,
     SquaredGradient,
+    Tempered,
 )
 from filteropt.linalg import scalar
 from filteropt.testing import (
@@ -34,6 +41,10 @@ def second_moment(mean, std):
 
 def variance(mean, std):
     return std**2
+
+
+def product(mean, std):
+    return mean
 
 
 def nothing(mean, std):
@@ -58,6 +69,13 @@ UNBIASED = [
     (NoCurvature(), nothing, 1),
     (GaussNewton(), second_moment, 1),  # of a minibatch whose one Jacobian row is its gradient
     (GaussNewtonDiagonal(beta1=0.9), second_moment, 1),
+    (AveragedPull(), second_moment, 1),
+    (PerExample(), second_moment, 1),  # test_per_example.py: that it is each example's own
+    (Price(), product, 1),
+    (Repeated(), second_moment, 1),
+    (SampledFisher(), second_moment, 1),  # test_fisher_pass.py: against the exact Fisher
+    (SampledSquaredGradient(), second_moment, 1),
+    (Tempered(), second_moment, 1),
 ]
 
 

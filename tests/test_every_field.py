@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from filteropt import FilterOptimizer
 from filteropt.approximations import (
     Averaged,
+    AveragedPull,
     AveragedSquaredGradient,
     CentredGradient,
     Dense,
@@ -21,7 +22,15 @@ from filteropt.approximations import (
     GaussNewtonDiagonal,
     NoCurvature,
     OneStepAhead,
+    PerExample,
+    Price,
+    Repeated,
+    Retracted,
+    SampledFisher,
+    SampledSquaredGradient,
     SquaredGradient,
+    SquareRooted,
+    Tempered,
 )
 from filteropt.engine import Filter
 from filteropt.models import (
@@ -32,6 +41,7 @@ from filteropt.models import (
     RandomWalk,
 )
 from filteropt.testing import parts
+from tests.gathering import backward
 
 AVERAGES = {"scale": [2.0], "beta1": [0.3, None], "bias_correction": [False]}
 JACOBIANS = {**AVERAGES, "loss": ["cross_entropy"], "noise_variance": [2.0]}
@@ -39,7 +49,7 @@ CHANGES = [
     (FixedNoise(0.1, 0.5),
      {"lr": [0.2], "prior_variance": [0.7], "weight_decay": [0.0, 0.3],
       "discretization": ["exact"]}),
-    (ForgetToPrior(0.1, 0.5), {"forgetting": [0.0, 0.2], "prior_variance": [0.7]}),
+    (ForgetToPrior(0.1, 0.5), {"forgetting": [0.0, 0.2], "prior_variance": [0.7], "after": [2]}),
     (MomentumAugmented(0.1, 0.5, 0.05, 0.2),
      {"lr": [0.2], "prior_variance": [0.7], "lr_w": [0.1], "momentum_decay": [0.4],
       "weight_decay": [0.0, 0.3]}),
@@ -55,13 +65,32 @@ CHANGES = [
       "bias_correction": [False]}),
     (GaussNewton(beta1=0.9), JACOBIANS),
     (GaussNewtonDiagonal(beta1=0.9), JACOBIANS),
+    (AveragedPull(pull=0.1),
+     {"likelihood": [CentredGradient(beta1=None)], "pull": [0.0, 0.2], "beta1": [0.3]}),
+    (PerExample(), AVERAGES),
+    (Price(), AVERAGES),
+    (SampledFisher(), AVERAGES),
+    (SampledSquaredGradient(), AVERAGES),
+    (Repeated(steps_per_epoch=2),
+     {"likelihood": [CentredGradient()], "steps_per_epoch": [1, 3]}),
+    (Tempered(), {"likelihood": [CentredGradient()], "power": [0.5]}),
+    (Retracted(0.3), {"initial_variance": [None, 0.4], "order": [1]}),
+    (SquareRooted(), {"dataset_size": [2.0]}),
     (Diagonal(0.3), {"initial_variance": [None, 0.4]}),
     (Dense(0.3), {"initial_variance": [None, 0.4]}),
     (FixedPoint(), {"method": ["exact"]}),
     (OneStepAhead(Diagonal(0.3)), {"posterior": [Diagonal(0.4), FixedPoint()]}),
 ]  # fmt: skip
-RESOURCES = {("GaussNewton", "memory"), ("GaussNewtonDiagonal", "memory"), ("Dense", "max_weights")}
-"""Fields that change no numbers."""
+RESOURCES = {
+    ("GaussNewton", "memory"),
+    ("GaussNewtonDiagonal", "memory"),
+    ("Dense", "max_weights"),
+    ("PerExample", "memory"),
+    ("PerExample", "uncovered"),  # tests/test_per_example.py
+    ("Price", "sync"),  # tests/contract/test_distributed.py
+    ("SampledSquaredGradient", "sync"),
+}
+"""Fields that change no numbers of a plain run in one process."""
 
 
 def compose(part):
@@ -72,9 +101,16 @@ def compose(part):
     elif hasattr(part, "observe"):
         likelihood = part
         posterior = Dense(0.3) if isinstance(part, GaussNewton) else posterior
+        posterior = Retracted(0.3) if part.signed else posterior
     else:
         posterior = part
+    if isinstance(part, SquareRooted):
+        dynamics = ForgetToPrior(0.1, 0.5)
     return Filter(dynamics, likelihood, posterior)
+
+
+def summed(logits):
+    return cross_entropy(logits, torch.tensor([0, 1, 1, 0, 1]), reduction="sum")
 
 
 def trajectory(part, steps=4):
@@ -87,7 +123,7 @@ def trajectory(part, steps=4):
     for _ in range(steps):
         x = torch.randn(5, 3, dtype=torch.float64, generator=generator)
         opt.zero_grad()
-        cross_entropy(model(x), torch.tensor([0, 1, 1, 0, 1]), reduction="sum").backward()
+        backward(opt, model, x, summed, generator, "categorical")
         opt.step()
         found += [model.weight.detach().clone(), opt.posterior_variance(model.weight)]
     return torch.stack(found)

@@ -121,7 +121,7 @@ def test_memory_bounds_the_examples_worked_on_at_a_time(monkeypatch, memory, siz
 
         return call
 
-    monkeypatch.setattr("filteropt.recorder.vmap", counting)
+    monkeypatch.setattr("filteropt.gathering.recorder.vmap", counting)
     model, (x, y) = mlp(), data()
     opt = ekf(model, memory=memory)
     logistic(model, x, y).backward()

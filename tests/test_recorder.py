@@ -59,7 +59,8 @@ def test_training_by_another_optimizer_before_does_not_count(problem):
             loss_of(model, 10 * x, y).backward()
             other.step()
         other.zero_grad()
-        assert len(opt._recorder.minibatches) == 1  # no more is held, however long that lasts
+        kept = opt._gathering.recorder.minibatches
+        assert len(kept) == 1  # no more is held, however long that lasts
 
     after_one_step(problem, prepare)
 

@@ -1,6 +1,7 @@
-"""Likelihoods, posteriors and bases. One file each."""
+"""Likelihoods, posteriors, bases and projections. One file each."""
 
 from filteropt.approximations.averaged import Averaged
+from filteropt.approximations.averaged_pull import AveragedPull
 from filteropt.approximations.averaged_squared_gradient import AveragedSquaredGradient
 from filteropt.approximations.centred_gradient import CentredGradient
 from filteropt.approximations.dense import Dense
@@ -10,12 +11,22 @@ from filteropt.approximations.gauss_newton import GaussNewton, GaussNewtonDiagon
 from filteropt.approximations.identity import Identity
 from filteropt.approximations.no_curvature import NoCurvature
 from filteropt.approximations.one_step_ahead import OneStepAhead
+from filteropt.approximations.per_example import PerExample
+from filteropt.approximations.price import Price
+from filteropt.approximations.projections import Clipped, Scaled
+from filteropt.approximations.retracted import Retracted
+from filteropt.approximations.sampled_fisher import SampledFisher
+from filteropt.approximations.sampled_squared_gradient import SampledSquaredGradient
+from filteropt.approximations.square_rooted import SquareRooted
 from filteropt.approximations.squared_gradient import SquaredGradient
+from filteropt.approximations.tempered import Repeated, Tempered
 
 __all__ = [
     "Averaged",
+    "AveragedPull",
     "AveragedSquaredGradient",
     "CentredGradient",
+    "Clipped",
     "Dense",
     "Diagonal",
     "FixedPoint",
@@ -24,5 +35,14 @@ __all__ = [
     "Identity",
     "NoCurvature",
     "OneStepAhead",
+    "PerExample",
+    "Price",
+    "Repeated",
+    "Retracted",
+    "SampledFisher",
+    "SampledSquaredGradient",
+    "Scaled",
+    "SquareRooted",
     "SquaredGradient",
+    "Tempered",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from filteropt.approximations._gradient_average import bias_correction
+from filteropt.approximations._wrapped import WrappedLikelihood
 from filteropt.approximations.squared_gradient import SquaredGradient
 from filteropt.hyperparameters import Momentum, Nonnegative, check_fields
 from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw
@@ -24,7 +25,7 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Averaged(Likelihood):
+class Averaged(WrappedLikelihood):
     r"""A running average of another likelihood's curvature is the precision of every minibatch.
 
     With :math:`\Lambda_t` the curvature that ``likelihood`` reports,
@@ -57,6 +58,7 @@ class Averaged(Likelihood):
     Source: P (Aitchison 2020) Eq. 4 for the squared gradient; see :eq:`eq-second-moment`.
     """
 
+    gives: ClassVar[type] = Diag
     averages: ClassVar[bool] = True
 
     likelihood: Likelihood = field(default_factory=SquaredGradient)
@@ -72,35 +74,11 @@ class Averaged(Likelihood):
                 f"alone can be averaged; use SquaredGradient() or another such likelihood"
             )
 
-    @property
-    def core(self) -> Likelihood:
-        """The averaged likelihood's."""
-        return self.likelihood.core
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]  # a ClassVar elsewhere
-        """What the averaged likelihood needs."""
-        return self.likelihood.needs
-
-    @property
-    def informative(self) -> bool:  # type: ignore[override]  # a ClassVar elsewhere
-        """Whether the averaged likelihood is."""
-        return self.likelihood.informative
-
-    @property
-    def delay(self) -> int:  # type: ignore[override]  # a ClassVar elsewhere
-        """The averaged likelihood's."""
-        return self.likelihood.delay
-
     def scalars(self, t: Tensor | float) -> Packed:
         """The averaged likelihood's numbers, then β₂, its divisor and ε."""
         gathered = t - self.likelihood.delay
         divisor = bias_correction(self.beta2, gathered) if self.bias_correction else 1.0
         return *self.likelihood.scalars(t), self.beta2, divisor, self.eps
-
-    def gradient_limit(self, dtype: torch.dtype) -> float:
-        """The averaged likelihood's."""
-        return self.likelihood.gradient_limit(dtype)
 
     def init(self, p: Tensor) -> Moments:
         """What the averaged likelihood remembers, and an average at zero."""

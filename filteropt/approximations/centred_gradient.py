@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from filteropt.approximations._gradient_average import GradientLikelihood
+from filteropt.dtypes import squarable
 from filteropt.hyperparameters import Momentum
 from filteropt.linalg import scalar
-from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw, squarable
+from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw
 
 __all__ = ["CentredGradient"]
 

@@ -137,6 +137,15 @@ class Dense(Posterior):
         root = _square(belief.cov[0])
         return root @ root.mT
 
+    def sample(
+        self, belief: Belief, curvature: Diag | None, transition: Transition, eps: Tensor
+    ) -> Tensor:
+        """L ε of the weights' own root, which is found by QR where there are other latents."""
+        weights = _square(belief.cov[0])[:: 1 + len(belief.aux)]
+        if belief.aux:
+            weights = torch.linalg.qr(weights.mT, mode="r").R.mT
+        return (weights @ eps.reshape(-1)).reshape(eps.shape)
+
 
 def _square(root: Tensor) -> Tensor:
     """A root as a square matrix."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from filteropt.approximations._gradient_average import PulledLikelihood
+from filteropt.dtypes import squarable
 from filteropt.hyperparameters import Momentum, Positive
 from filteropt.types import (
     Belief,
@@ -19,7 +20,6 @@ from filteropt.types import (
     Observation,
     Packed,
     Raw,
-    squarable,
 )
 
 __all__ = ["GaussNewton", "GaussNewtonDiagonal"]

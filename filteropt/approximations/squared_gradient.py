@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from filteropt.approximations._gradient_average import GradientLikelihood
-from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw, squarable
+from filteropt.dtypes import squarable
+from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw
 
 __all__ = ["SquaredGradient"]
 

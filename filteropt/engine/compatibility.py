@@ -28,6 +28,10 @@ SLOTS = {
 """The method by which a part is known to belong to a slot."""
 
 
+LOOKS = ("root", "memory")
+"""What a likelihood of per-example Jacobians must say of its loss."""
+
+
 class IncompatibleComposition(ValueError):  # ruff: ignore[error-suffix-on-exception-name] - the name states the fact
     """Two slots of a filter do not fit; the message names both and what would fit."""
 
@@ -98,9 +102,16 @@ def _conflict(filter: Filter) -> Conflict | None:
         return Conflict(ageing, f"its {dynamics.k} latents per weight cannot be held there")
     if missing := likelihood.needs - frozenset(Raw._fields):
         return Conflict(learning, f"nothing gathers the {', '.join(sorted(missing))} it needs")
-    looks = likelihood.needs > {"grad"}
-    if looks and not all(hasattr(likelihood.core, name) for name in ("root", "memory")):
+    looks, core = likelihood.needs > {"grad"}, likelihood.core
+    if looks and core.source == "jacobians" and not all(hasattr(core, n) for n in LOOKS):
         return Conflict(learning, "what it needs of the model takes its `root` and `memory`")
+    if "products" in likelihood.needs and not posterior.elementwise:
+        return Conflict(learning, "its products with a draw are those of independent weights")
+    if looks and not isinstance(filter.basis, approximations.Identity):
+        why = "what it gathers is in the weights' own coordinates"
+        return Conflict(("likelihood", "basis"), why)
+    if likelihood.signed and not posterior.signed:
+        return Conflict(learning, "its curvature may be negative, which no variance survives there")
     if likelihood.gives not in posterior.accepts:
         return Conflict(learning, f"its {likelihood.gives.__name__} curvature is not accepted")
     if posterior.stationary and not likelihood.averages:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from filteropt.approximations import Identity
-from filteropt.linalg import belief_dtype, lost_variance, scalar
+from filteropt.dtypes import belief_dtype
+from filteropt.linalg import lost_variance, scalar
 from filteropt.trees import tree_map
 from filteropt.types import (
     Basis,
@@ -30,6 +31,7 @@ __all__ = [
     "covariance",
     "init",
     "initial_variance",
+    "sample",
     "scalars",
     "step",
     "template",
@@ -180,6 +182,24 @@ def covariance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Ten
     """
     curvature = filter.likelihood.curvature(state.like, p, scalars.likelihood)
     return filter.posterior.covariance(state.belief, curvature, scalars.transition)
+
+
+def sample(filter: Filter, scalars: Scalars, state: State, p: Tensor, eps: Tensor) -> Tensor:
+    """The offset of a draw from the belief about one parameter.
+
+    Args:
+        filter: the composition.
+        scalars: numbers of the last step.
+        state: what the filter remembers.
+        p: the parameter, in the belief's dtype.
+        eps: independent standard normal numbers, shaped like the parameter.
+
+    Returns:
+        The offset from the mean, shaped like the parameter, in weight units.
+    """
+    curvature = filter.likelihood.curvature(state.like, p, scalars.likelihood)
+    drawn = filter.posterior.sample(state.belief, curvature, scalars.transition, eps)
+    return filter.basis.backward(state.basis, drawn)
 
 
 def initial_variance(filter: Filter) -> Scalar | Packed:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from torch import Tensor
 
-from filteropt.hyperparameters import Interval, Momentum, check_fields
+from filteropt.hyperparameters import Interval, Momentum, Nonnegative, check_fields
 from filteropt.linalg import scalar
 from filteropt.types import Dynamics, Flow, Scalar, Transition
 
@@ -27,13 +28,17 @@ class ForgetToPrior(Dynamics):
     precision :math:`\rho/\Sigma_0`: without evidence the belief tends to the prior instead of
     growing without bound, and the pull on a weight falls as evidence for it grows. At rest
     :math:`1/\Sigma^+ = 1/\Sigma_0 + h/\rho`. It acts in the first step, too, which
-    leaves the prior as it is. What is approximated: drift is a loss of evidence, at
-    one rate for every weight.
+    leaves the prior as it is. What is approximated: drift is a loss of evidence, at one rate for
+    every weight.
 
     Args:
         forgetting: ρ, the fraction of evidence that fades per step; [0, 1). 0 is :class:`Static`.
-        prior_variance: :math:`\Sigma_0`, in squared weight units; (0, inf). It is also the variance
-            before any evidence.
+        prior_variance: :math:`\Sigma_0`, in squared weight units; (0, inf]. It is also the variance
+            before any evidence, unless the posterior states another (as it must for inf, which
+            forgets towards no prior at all).
+        after: steps before forgetting starts; [0, inf). With M steps in the first epoch,
+            ``ForgetToPrior(1 / M, after=M)`` counts every example once, however often it is seen:
+            from the second epoch on, one minibatch's evidence fades for each that comes in.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -46,13 +51,14 @@ class ForgetToPrior(Dynamics):
         2.0
 
     Source: Khan et al. (2018), the variational online Newton method's dynamics; derived in
-    :eq:`eq-forget-to-prior` and :eq:`eq-pull`.
+    :eq:`eq-forget-to-prior`, :eq:`eq-pull` and, for ``after``, :eq:`eq-once`.
     """
 
     k: ClassVar[int] = 1
 
     forgetting: Momentum = 0.01
-    prior_variance: Annotated[float, Interval("(0, inf)")] = 0.1
+    prior_variance: Annotated[float, Interval("(0, inf]")] = 0.1
+    after: Nonnegative = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,8 +69,8 @@ class ForgetToPrior(Dynamics):
         return self.prior_variance
 
     def transition(self, t: Tensor | float) -> Transition:
-        """F = 1, Q = 0, c = 1/(1 − ρ) and the prior's pull; the same at every step ``t``."""
-        rate = scalar(self.forgetting)
+        """F = 1, Q = 0, c = 1/(1 − ρ) and the prior's pull, once forgetting has started."""
+        rate = torch.where(scalar(t).clamp_min(1) > self.after, scalar(self.forgetting), 0.0)
         return Transition(
             F=((1.0,),),
             Q=(0.0,),

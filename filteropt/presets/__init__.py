@@ -14,22 +14,32 @@ from filteropt.presets.natural_gradient import (
 )
 from filteropt.presets.random_walk import BayesRMSprop, bayes_rmsprop
 from filteropt.presets.special_cases import adam, adamw, rmsprop, sgd
+from filteropt.presets.variational import VOGN, VON, vogn, von
+from filteropt.presets.weight_perturbation import IVON, Vadam, ivon, vadam
 
 __all__ = [
+    "IVON",
+    "VOGN",
+    "VON",
     "AdaBayes",
     "AdaBayesFP",
     "BayesRMSprop",
     "ExtendedKalmanFilter",
     "MomentumFilter",
     "OnlineNaturalGradient",
+    "Vadam",
     "adabayes",
     "adabayes_fp",
     "adam",
     "adamw",
     "bayes_rmsprop",
     "extended_kalman_filter",
+    "ivon",
     "momentum_filter",
     "online_natural_gradient",
     "rmsprop",
     "sgd",
+    "vadam",
+    "vogn",
+    "von",
 ]

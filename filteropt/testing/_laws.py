@@ -51,5 +51,5 @@ def diagonal(obs: Observation) -> Tensor:
 
 def raw(likelihood: Likelihood, grad: Tensor) -> Raw:
     """What a likelihood needs, for a minibatch whose one Jacobian row is its gradient."""
-    fields = {"rows": grad[None], "squares": grad * grad}
+    fields = {"rows": grad[None], "squares": grad * grad, "products": grad}
     return Raw(grad, **{k: v for k, v in fields.items() if k in likelihood.needs})

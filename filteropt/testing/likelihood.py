@@ -18,8 +18,8 @@ def check_likelihood(likelihood: Likelihood) -> None:
 
     The state keeps its shapes and dtypes, and inputs are left alone; gradients keep their sign, and
     a constant one is reported without bias from the first step; precisions are finite and not
-    negative up to the stated gradient limit; weights do not mix; a remembered curvature is the one
-    last reported.
+    negative (unless said to be signed) up to the stated gradient limit; weights do not mix; a
+    remembered curvature is the one last reported.
 
     Args:
         likelihood: the part.
@@ -40,8 +40,9 @@ def check_likelihood(likelihood: Likelihood) -> None:
                 pull, precision = obs.grad, diagonal(obs)
                 law(bool((pull * grad.sign() >= 0).all()), "gradients keep their sign")
                 law(bool(pull.isfinite().all()), f"the mean's pull is finite at {size:g}")
-                finite = (precision >= 0) & precision.isfinite()
-                law(bool(finite.all()), f"0 ≤ Λ < ∞ at a gradient of {size:g}")
+                law(bool(precision.isfinite().all()), f"Λ is finite at a gradient of {size:g}")
+                fine = likelihood.signed or bool((precision >= 0).all())
+                law(fine, f"Λ ≥ 0 at a gradient of {size:g}, unless it is said to be signed")
                 law(same([pull[:2]], [part.grad]), "weights do not mix")
                 first = observed[0].grad
                 law(near(pull, first, 1e-5), "a constant gradient has no bias")

@@ -11,6 +11,7 @@ from filteropt.types import Belief, Diag, Flow, LowRank, Observation, Posterior,
 
 __all__ = ["check_posterior"]
 
+PULLED = Transition(F=((1.0,),), Q=(0.0,), c=1.25, pull=0.4)
 STATIC = Transition(F=((1.0,),), Q=(0.0,))
 DRIFT = Transition(F=((0.99,),), Q=(1e-4,), flow=Flow(rate=0.02, noise=1e-4))
 FADING = Transition(F=((1.0,),), Q=(0.0,), c=1.25)
@@ -27,7 +28,9 @@ def check_posterior(posterior: Posterior) -> None:
     as it is, two steps of ageing equal the composed one, and covariances stay symmetric and
     positive definite. Those that rest at a fixed point find that it is the recursion's. Those that
     take low-rank curvature turn with their coordinates, and with families that treat every weight
-    on its own they are the scalar filter on separable problems.
+    on its own they are the scalar filter on separable problems. Those that are Bayes' rule to first
+    order in the evidence only are held to that order. Families that take no drifting dynamics are
+    shown dynamics that forget to a prior.
 
     Args:
         posterior: the part.
@@ -39,29 +42,47 @@ def check_posterior(posterior: Posterior) -> None:
         >>> from filteropt.approximations import Diagonal
         >>> check_posterior(Diagonal())
     """
+    ageing = DRIFT if posterior.objection(DRIFT) is None else PULLED
     for dtype in DTYPES:
         precision = torch.tensor(PRECISIONS, dtype=dtype)
         start = posterior.init(torch.zeros_like(precision), 0.5, 1)
-        _, prior = posterior.propagate(start, DRIFT)
+        _, prior = posterior.propagate(start, ageing)
         before = [x.clone() for x in prior.cov]
         gradient = torch.ones_like(precision)
-        disp, belief = posterior.condition(0.0, prior, _obs(gradient, precision), DRIFT)
+        disp, belief = posterior.condition(0.0, prior, _obs(gradient, precision), ageing)
         law(same(before, prior.cov), "condition changes none of its inputs")
-        law(alike(prior.cov, belief.cov), "the belief keeps its shapes and dtypes")
+        law(alike(start.cov, belief.cov), "the belief keeps its shapes and dtypes")
         law(alike([precision], [disp]), "the displacement is like p")
         law(bool((disp < 0).all()), "the mean moves against the gradient")
-        still, _ = posterior.condition(0.0, prior, _obs(0 * gradient, precision), DRIFT)
+        still, _ = posterior.condition(0.0, prior, _obs(0 * gradient, precision), ageing)
         law(bool((still == 0).all()), "no gradient, no motion")
-        variance = posterior.variance(belief, Diag(precision), DRIFT)
+        variance = posterior.variance(belief, Diag(precision), ageing)
         law(bool((variance > 0).all() and variance.isfinite().all()), "variances are in (0, ∞)")
         law(bool((variance.diff() <= 0).all()), "more evidence never leaves more variance")
         if posterior.stationary:
             _check_rest(posterior, dtype)
             continue
-        _check_filtering(posterior, start, prior, precision)
+        if ageing is PULLED:
+            continue
+        if posterior.exact:
+            _check_filtering(posterior, start, prior, precision)
+        else:
+            _check_first_order(posterior, dtype)
         _check_definite(posterior, dtype)
         if LowRank in posterior.accepts:
             _check_correlations(posterior, dtype)
+
+
+def _check_first_order(posterior: Posterior, dtype: torch.dtype) -> None:
+    """Small evidence changes the precision as Bayes' rule does, up to its square."""
+    sizes = torch.tensor([1e-1, 1e-2, 1e-3], dtype=dtype)
+    start = posterior.init(torch.zeros_like(sizes), 1.0, 1)
+    _, prior = posterior.propagate(start, STATIC)
+    for sign in (1.0, -1.0) if posterior.signed else (1.0,):
+        _, belief = posterior.condition(0.0, prior, _obs(0 * sizes, sign * sizes), STATIC)
+        error = (1 / posterior.variance(belief, None, STATIC) - (1 + sign * sizes)).abs()
+        rounding = 8 * torch.finfo(dtype).eps
+        law(bool((error <= sizes.square() + rounding).all()), "Bayes' rule to first order")
 
 
 def _check_filtering(posterior: Posterior, start: Belief, prior: Belief, precision: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from . import distributed_checkpoints as checkpoints
 from . import distributed_checks as checks
+from . import distributed_draws as draws
 from .subjects import ADAMW, SUBJECTS, Subject
 
 WORLD = 2
@@ -38,12 +39,19 @@ LIBRARY_CHECKS: list[Check] = [  # what AdamW does not promise
     checkpoints.fresh_sharded_state_dict_leaves_no_trace,
     checks.bad_gradient_on_one_rank_raises_on_both,
     checks.bad_gradient_on_one_rank_is_skipped_on_both,
+    draws.draws_of_shards_come_and_go,
+    draws.gradients_at_the_mean_as_draws,
+]
+DRAWING_CHECKS: list[Check] = [  # about IVON itself, whatever the subject
+    draws.each_rank_one_monte_carlo_sample,
+    draws.lonely_draws_are_refused,
 ]
 
 
 def checks_of(subject: Subject) -> dict[str, Check]:
     """Return the checks that a class has to pass, by name."""
     functions = CHECKS if subject is ADAMW else CHECKS + LIBRARY_CHECKS
+    functions = functions + (DRAWING_CHECKS if subject is SUBJECTS[1] else [])
     return {function.__name__: function for function in functions}
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+import filteropt
 from filteropt import presets
+from filteropt.approximations import SquaredGradient, Tempered
+from filteropt.hyperparameters import Decay, LearningRate, Nonnegative, Positive, checked
 
 PROBE = torch.zeros(2, dtype=torch.float64)
 WORDS = {
@@ -34,12 +37,14 @@ class Subject:
         keywords: constructor keywords used in every test beside the class' own defaults.
         numbers_per_weight: how many state numbers a weight may cost.
         cancels: hyperparameters that scale the belief but provably cancel in the weights.
+        predicts: whether gradients may be taken at the prediction.
     """
 
     cls: type[torch.optim.Optimizer]
     keywords: dict[str, Any] = field(default_factory=dict)
     numbers_per_weight: int = 2
     cancels: frozenset[str] = frozenset()
+    predicts: bool = True
 
     def __str__(self) -> str:
         """Return the name used in test ids."""
@@ -47,6 +52,8 @@ class Subject:
 
     def __call__(self, params: Iterable[Any], **changes: Any) -> torch.optim.Optimizer:
         """Return an optimizer of these parameters."""
+        if not self.predicts and changes.get("linearize_at") == "prediction":
+            del changes["linearize_at"]
         return self.cls(params, **{**self.keywords, **changes})
 
     def defaults(self) -> dict[str, Any]:
@@ -56,7 +63,8 @@ class Subject:
 
     def decay(self, value: float) -> dict[str, float]:
         """Return weight decay as a keyword, or nothing for a class that has none."""
-        return {"weight_decay": value} if "weight_decay" in self.defaults() else {}
+        names = self.defaults().keys() & {"weight_decay", "delta"}
+        return dict.fromkeys(names, value)
 
     def numeric(self) -> dict[str, Any]:
         """Return the hyperparameters that are a number or a tuple of numbers."""
@@ -77,6 +85,7 @@ class Subject:
         """Return each hyperparameter that is a word with another legal word."""
         defaults = self.defaults()
         words = [k for k, value in defaults.items() if isinstance(value, str)]
+        words = [k for k in words if self.predicts or k != "linearize_at"]
         return [(k, w) for k in words for w in WORDS.get(k, ()) if w != defaults[k]]
 
 
@@ -119,16 +128,37 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
-# Its likelihood looks into a model, which these problems do not have: test_dense_kalman.py instead.
-LOOKS_INTO_A_MODEL = {"ExtendedKalmanFilter"}
+# Their likelihoods gather more than gradients, which these problems do not give:
+# test_dense_kalman.py, test_variational.py, test_ivon.py and test_sampled_params.py instead.
+GATHERING = {"ExtendedKalmanFilter", "IVON", "VOGN", "VON", "Vadam"}
+
+
+@checked
+def _newton(
+    lr: LearningRate = 0.01,
+    batch_size: Positive = 50.0,
+    beta2: Decay = 0.9,
+    delta: Nonnegative = 0.1,
+) -> filteropt.engine.Filter:
+    """IVON's filter, taught by squared gradients at the mean."""
+    squares = Tempered(SquaredGradient(batch_size), 1 - beta2)
+    return replace(presets.ivon(lr, batch_size, 1.0, 0.9, beta2, delta), likelihood=squares)
+
+
+class PlainIVON(filteropt.FilterOptimizer):
+    """Forgetting, tempering, retraction and projections, under contract."""
+
+    preset = staticmethod(_newton)
+
 
 ADAMW = Subject(torch.optim.AdamW)
 FILTERS = [
     Subject(getattr(presets, name), **fields)
     for name in presets.__all__
-    if isinstance(getattr(presets, name), type) and name not in LOOKS_INTO_A_MODEL
+    if isinstance(getattr(presets, name), type) and name not in GATHERING
     for fields in SPECIAL.get(name, [{}])
 ]
+FILTERS.append(Subject(PlainIVON, cancels=frozenset({"schedule", "linearize_at"}), predicts=False))
 SUBJECTS = [ADAMW, *FILTERS]
 DECAYING = [subject for subject in SUBJECTS if "weight_decay" in subject.defaults()]
 VARIATIONS = [(subject, *case) for subject in SUBJECTS for case in subject.variations()]

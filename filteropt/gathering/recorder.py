@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from filteropt.linalg import belief_dtype
+from filteropt.dtypes import belief_dtype
 
 __all__ = ["Recorder"]
 

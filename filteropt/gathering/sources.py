@@ -1,0 +1,177 @@
+"""Who gathers what a likelihood needs beside the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filteropt.dtypes import belief_dtype
+from filteropt.gathering.example_squares import ExampleSquares
+from filteropt.gathering.ledger import Ledger
+from filteropt.gathering.recorder import Recorder
+from filteropt.measure import local
+
+__all__ = ["SOURCES", "Gathering"]
+
+SOURCES = ("jacobians", "examples", "labels", "samples")
+"""Per-example Jacobians, per-example gradients, sampled labels, and draws from the belief."""
+
+MODEL = ("jacobians", "examples")
+"""Sources that look into the model."""
+
+Seen = dict[Tensor, dict[str, Tensor]]
+
+
+class Gathering:
+    """What an optimizer gathers between two steps, beside ``p.grad``."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.recorder: Recorder | None = None
+        self.examples: ExampleSquares | None = None
+
+    def watch(self, owner: str, model: nn.Module | None, likelihood: Any, params: Any) -> None:
+        """Watch the model, if the likelihood looks into it.
+
+        Args:
+            owner: the optimizer's name, for messages.
+            model: the module whose output the loss is computed from.
+            likelihood: the group's likelihood.
+            params: the group's parameters.
+
+        Raises:
+            ValueError: no model, or parameters that are not the model's.
+        """
+        if likelihood.needs <= {"grad"} or likelihood.core.source not in MODEL:
+            return
+        if model is None:
+            raise ValueError(
+                f"{owner}: {type(likelihood).__name__} looks into the model; pass model=, the "
+                f"module whose output the loss is computed from"
+            )
+        if likelihood.core.source == "jacobians":
+            self.recorder = self.recorder or Recorder(model)
+            self.recorder.require(params)
+        else:
+            self.examples = self.examples or ExampleSquares(model, self.ledger)
+            self.examples.require(params, likelihood.core)
+
+    def look(self, likelihood: Any, params: list[Tensor]) -> Seen:
+        """What was gathered for a group, as fields of :class:`~filteropt.types.Raw`.
+
+        Args:
+            likelihood: the group's likelihood.
+            params: its parameters that have a gradient.
+
+        Returns:
+            Fields by parameter.
+
+        Raises:
+            RuntimeError: nothing was gathered.
+        """
+        if likelihood.needs <= {"grad"} or not params:
+            return {}
+        core = likelihood.core
+        if core.source == "jacobians":
+            assert self.recorder is not None, "watched since construction"
+            return self.recorder.look(params, core)
+        if core.source == "examples":
+            assert self.examples is not None, "watched since construction"
+            return self.examples.look(params, core)
+        return self._labels(params) if core.source == "labels" else self._samples(params, core)
+
+    def _labels(self, params: list[Tensor]) -> Seen:
+        found = {p: self.ledger.look(p, "label_squares") for p in params}
+        if all(squares is None for squares in found.values()):
+            raise RuntimeError(
+                "no sampled labels were seen since the last step: inside of `with "
+                "opt.fisher_pass():` call backward on the loss of filteropt.sample_labels(outputs)"
+            )
+        return {
+            p: {"squares": torch.zeros_like(_local_grad(p)) if squares is None else squares}
+            for p, squares in found.items()
+        }
+
+    def _samples(self, params: list[Tensor], core: Any) -> Seen:
+        if not self.ledger.begun:
+            raise RuntimeError(
+                "no gradient was taken at a draw since the last step: compute loss and backward "
+                "inside of `with opt.sampled_params(train=True):`"
+            )
+        seen: Seen = {p: {} for p in params}
+        for p, fields in seen.items():
+            grad = _local_grad(p)
+            if "products" in core.needs:
+                products = self.ledger.look(p, "products")
+                fields["products"] = torch.zeros_like(grad) if products is None else products
+            if "squares" in core.needs:
+                several = self.ledger.samples > 1
+                squares = self.ledger.look(p, "grad_squared") if several else None
+                fields["squares"] = grad.square() if squares is None else local(squares)
+            if _together(core):
+                fields["grad"] = grad
+                fields.update({name: _average(value) for name, value in fields.items()})
+        return seen
+
+    def settle(self) -> None:
+        """Finish what is to be looked at where the weights are now."""
+        if self.examples is not None:
+            self.examples.settle()
+
+    def pause(self, paused: bool) -> None:
+        """Whether backward passes are of another loss.
+
+        Args:
+            paused: whether they are.
+        """
+        self.ledger.paused = paused
+        if self.examples is not None:
+            self.examples.paused = paused
+
+    def restart(self, params: Iterable[Tensor]) -> None:
+        """Start another Monte Carlo sample: gradients are about to be taken away.
+
+        Args:
+            params: all the parameters.
+        """
+        self.ledger.fold(params)
+        if self.recorder is not None:
+            self.recorder.clear()
+        if self.examples is not None:
+            self.examples.restart()
+
+    def clear(self) -> None:
+        """Forget what was gathered."""
+        self.ledger.clear()
+        for watcher in (self.recorder, self.examples):
+            if watcher is not None:
+                watcher.clear()
+
+
+def _local_grad(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return local(p.grad).detach().to(belief_dtype(p))
+
+
+def _average(value: Tensor) -> Tensor:
+    """The mean over processes."""
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+def _together(core: Any) -> bool:
+    """Whether several processes are to be averaged over; they must, if there are several."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    several = distributed.get_world_size() > 1
+    if several and not core.sync:
+        raise RuntimeError(
+            "several processes train here, each with its own draws; pass sync=True, which averages "
+            "gradients and curvature over them"
+        )
+    return several
