@@ -73,7 +73,7 @@ def predict(
     x: Inputs,
     n_samples: int = 32,
     *,
-    kind: KINDS,
+    kind: KINDS | None = None,
     noise_variance: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
@@ -103,7 +103,8 @@ def predict(
             device: nothing is moved.
         n_samples: S, the number of draws; [0, inf). 0 is the point estimate: the posterior mean,
             with ``epistemic`` 0.
-        kind: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+        kind: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``. ``None`` takes several outputs
+            per example for a categorical label's logits and one for a Gaussian's mean.
         noise_variance: r, of Gaussian labels given the weights, in squared output units; (0, inf).
             A number, or a tensor that fits the output.
         generator: source of randomness on the parameters' device; ``None`` for the default.
@@ -131,7 +132,7 @@ def predict(
         >>> _ = torch.manual_seed(0)
         >>> model, x = torch.nn.Linear(2, 3), torch.randn(5, 2)
         >>> opt = filteropt.AdaBayes(model.parameters(), lr_sgd=0.5)
-        >>> prediction = filteropt.predict(model, opt, x, n_samples=100, kind="categorical")
+        >>> prediction = filteropt.predict(model, opt, x, n_samples=100)
         >>> prediction.probabilities.shape, prediction.entropy.shape
         (torch.Size([5, 3]), torch.Size([5]))
         >>> bool((prediction.mutual_information > 0).all())
@@ -140,7 +141,7 @@ def predict(
     Source: Bayesian model averaging; the mutual information is that of Houlsby et al. (2011).
     """
     values = {"kind": kind, "temperature": temperature, "memory": memory, "keep": keep_samples}
-    hints = {"kind": KINDS, "temperature": Nonnegative, "memory": Nonnegative, "keep": bool}
+    hints = {"kind": KINDS | None, "temperature": Nonnegative, "memory": Nonnegative, "keep": bool}
     check_values("predict", values, hints)
     _check(model, opt, n_samples, noise_variance)
     plan = Plan(model, opt, x, n_samples, generator, float(temperature), batch_stats, memory)
@@ -174,8 +175,8 @@ def _check(model: object, opt: object, n_samples: object, noise_variance: object
 class _Mixture:
     """Running averages over draws."""
 
-    def __init__(self, kind: KINDS, noise_variance: float | Tensor, keep: bool) -> None:
-        self.kind: KINDS = kind
+    def __init__(self, kind: KINDS | None, noise_variance: float | Tensor, keep: bool) -> None:
+        self.kind = kind
         self.noise_variance = noise_variance
         self.count = 0
         self.mean: Any = 0.0
@@ -186,6 +187,9 @@ class _Mixture:
 
     def add(self, outputs: Tensor) -> None:
         """Take in some draws' outputs, ``(draws, *output.shape)``."""
+        if self.kind is None:
+            several = outputs.dim() > 2 and outputs.shape[self._classes(outputs)] > 1
+            self.kind = "categorical" if several else "gaussian"
         means = self._means(outputs.detach().to(belief_dtype(outputs)))
         noise = self._noise(means)
         entropy = self._entropy(means, noise)
@@ -203,6 +207,7 @@ class _Mixture:
 
     def result(self) -> Prediction:
         """What the draws so far predict together."""
+        assert self.kind is not None, "told by the first draw's outputs"
         epistemic = self.spread / self.count
         variance = epistemic + self.noise
         entropy = self._entropy(self.mean[None], variance[None])[0]

@@ -536,3 +536,17 @@ def test_a_regression_has_no_probabilities():
     x = torch.zeros(1)
     with pytest.raises(AttributeError, match="no probabilities"):
         _ = Prediction("gaussian", x, x, x, x, x, x).probabilities
+
+
+@pytest.mark.parametrize(("outputs", "kind"), [(3, "categorical"), (1, "gaussian")])
+def test_without_a_word_several_outputs_are_logits_and_one_is_a_mean(outputs, kind):
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, outputs).double(), torch.randn(4, 2, dtype=torch.float64)
+    opt = filteropt.AdaBayes(model.parameters())
+    said, told = (
+        filteropt.predict(model, opt, x, 3, kind=k, generator=torch.Generator().manual_seed(1))
+        for k in (None, kind)
+    )
+    assert said.kind == kind
+    assert torch.equal(said.mean, told.mean)
+    assert torch.equal(said.variance, told.variance)
