@@ -67,14 +67,20 @@ if os.environ.get("FILTEROPT_DOCS_INTERSPHINX"):
         "torch": ("https://docs.pytorch.org/docs/stable", None),
     }
 else:
-    nitpick_ignore_regex = [("py:.*", r"(torch|collections|typing|abc)\..*")]
+    nitpick_ignore_regex = [("py:.*", r"(torch|collections|typing|abc|os)\..*")]
 # Annotations that name no documented object: forward references inside NamedTuples, type variables,
 # and the tuples in which a shipped part keeps its own state.
-nitpick_ignore = [("py:class", name) for name in ("Tensor", "P", "R", "Preset", "ParamsT")]
+nitpick_ignore = [
+    ("py:class", name) for name in ("Tensor", "P", "R", "Preset", "ParamsT", "nn.Module", "Batches")
+]
 nitpick_ignore_regex += [
     ("py:class", r"filteropt\.hyperparameters\.[PR]"),
-    ("py:class", r"filteropt\.approximations\._gradient_average\.GradientLikelihood"),
-    ("py:class", r"filteropt\.approximations\.\w+\.(Centre|FirstMoment|Moments|Root|Variance)"),
+    ("py:class", r"filteropt\.approximations\._\w+\.\w+"),
+    ("py:class", r"filteropt\.approximations\.tempered\.PoweredLikelihood"),
+    (
+        "py:class",
+        r"filteropt\.approximations\.\w+\.(Averages|Centre|FirstMoment|Moments|Root|Variance)",
+    ),
 ]
 
 

@@ -14,12 +14,15 @@ from rich.table import Table
 
 from experiments.compare import Compare
 from experiments.errors import UserError
+from experiments.gap import Gap
 from experiments.limits import Limits
 from experiments.limits.catalogue import CASES
 from experiments.momentum import Momentum
 from experiments.momentum.quadratic import QUADRATICS
 from experiments.optimizers import MORE_OPTIMIZERS, OPTIMIZERS
 from experiments.tasks import OFFLINE_TASKS, TASKS, Task
+from experiments.uncertainty import Uncertainty
+from experiments.uncertainty.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class List:
             "Quadratics of the study of the momentum filter": {
                 name: problem.description for name, problem in QUADRATICS.items()
             },
+            "Methods of the study of weight uncertainty": {
+                name: method.arm.entry.description for name, method in METHODS.items()
+            },
             "Cases of the study of limits": {
                 name: f"{case.composition}: {case.limit}" for name, case in CASES.items()
             },
@@ -68,7 +74,9 @@ def _describe(task: Task) -> str:
 Study = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Limits, tyro.conf.subcommand("limits")]
+    | Annotated[Gap, tyro.conf.subcommand("gap")]
     | Annotated[Momentum, tyro.conf.subcommand("momentum")]
+    | Annotated[Uncertainty, tyro.conf.subcommand("uncertainty")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 

@@ -13,6 +13,7 @@ __all__ = ["Batches", "Inputs", "arguments", "estimate", "unchanged"]
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
 """One argument of a model, all of them, or all of them by name."""
 Batches: TypeAlias = Inputs | Iterable[Any]
+"""One batch of a model's inputs, or an iterable of them that can be read again and again."""
 
 
 @contextmanager

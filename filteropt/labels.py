@@ -41,8 +41,8 @@ def sample_labels(
         generator: source of randomness on the outputs' device; ``None`` for the default.
 
     Returns:
-        Labels as the loss takes them: class numbers without the dimension of classes, 0 and 1 in
-        the outputs' dtype, or real targets; without gradients.
+        Class numbers without the dimension of classes, 0 and 1 in the outputs' dtype, or real
+        targets, as the loss takes them; without gradients.
 
     Raises:
         TypeError: an argument of the wrong kind.
