@@ -1,0 +1,292 @@
+"""The study: tune every method alike, fix what was found, test on fresh seeds and under shift."""
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from experiments.errors import UserError
+from experiments.momentum.arms import Values
+from experiments.plan import read_out
+from experiments.progress import Meter
+from experiments.store import Store, run_name
+from experiments.uncertainty.methods import METHODS, Method
+from experiments.uncertainty.predictives import Fitted
+from experiments.uncertainty.runs import perform_all
+from experiments.uncertainty.trial import SELECTION_SEED, Trial
+
+QUICK_EPOCHS = 0.1
+
+
+@dataclass
+class Outcome:
+    """What was found of one method.
+
+    Attributes:
+        method: The method.
+        values: Its settings, selected on validation images.
+        fitted: What its predictive distributions left free, fitted on validation images.
+        validation_nll: The NLL on validation images that selected them.
+        trials: Result of every setting that was tried.
+        results: Results of the selected setting on the test images, one for each fresh seed.
+    """
+
+    method: Method
+    values: Values
+    fitted: Fitted
+    validation_nll: float
+    trials: list[dict[str, Any]]
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Compare the filters' posterior predictives with IVON, VOGN and the usual baselines.
+
+    LeNet-5 on 5,000 MNIST images, tested on test images, rotated ones and digits from another
+    source. Every method makes as many passes and is tried at as many settings; the best, with the
+    temperature that suits it, is selected by the NLL on validation images and trained on fresh
+    seeds. Finished runs are kept one by one: interrupted, the same command resumes.
+    """
+
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    """Methods; `python -m experiments list` names them."""
+
+    settings: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 6, quick 2)")] = (
+        None
+    )
+    """Settings that every method is tried at."""
+
+    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 5, quick 2)")] = None
+    """Fresh seeds that the selected setting is tested on."""
+
+    epochs: Annotated[
+        float | None, tyro.conf.arg(help_behavior_hint="(default: 10, quick a few steps)")
+    ] = None
+    """Passes over the training images, at one forward and one backward pass per example."""
+
+    equal: Literal["passes", "steps"] = "passes"
+    """What all methods have equally many of; a step may take more than these two passes."""
+
+    quick: bool = False
+    """Two settings, a few steps, a few images: whether it works, not what is found."""
+
+    out: Path = Path("results/uncertainty")
+    """Folder for the finished runs, the tables, the figures and the rows."""
+
+    workers: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: one per core, at most 8)")
+    ] = None
+    """Processes, each with one thread."""
+
+    fresh: bool = False
+    """Run again even where a finished run exists."""
+
+    def run(self, console: Console) -> int:
+        """Tune, test, report.
+
+        Args:
+            console: Where to write.
+
+        Returns:
+            The exit code: 0, or 130 when interrupted.
+        """
+        methods = read_methods(self.methods)
+        count = _positive("settings", self.settings, 2 if self.quick else 6)
+        seeds = int(_positive("seeds", self.seeds, 2 if self.quick else 5))
+        epochs = _positive("epochs", self.epochs, QUICK_EPOCHS if self.quick else 10)
+        workers = int(_positive("workers", self.workers, min(8, os.cpu_count() or 1)))
+        read_out(self.out)
+        plan = Plan(methods, int(count), seeds, float(epochs), self.equal, small=self.quick)
+        keeper = Keeper(Store(self.out / "runs"), workers, fresh=self.fresh)
+        try:
+            with Meter(console, *plan.work()) as meter:
+                outcomes = plan.carry_out(keeper, meter)
+        except KeyboardInterrupt:
+            console.print(
+                f"Interrupted: {keeper.finished} of {plan.work()[0]} runs are kept in {self.out}; "
+                "the same command (without --fresh) resumes.",
+                highlight=False,
+            )
+            return 130
+        from experiments.uncertainty.report import write_report
+
+        write_report(outcomes, plan, self.out, console)
+        return 0
+
+
+def _positive(name: str, given: float | None, default: float) -> float:
+    if given is not None and given < (1 if isinstance(given, int) else 1e-9):
+        raise UserError(f"--{name} needs {'at least 1' if name != 'epochs' else 'more than 0'}")
+    return default if given is None else given
+
+
+def read_methods(words: Sequence[str]) -> list[Method]:
+    """Look the methods up, each once, and those whose settings they borrow.
+
+    Args:
+        words: Names, also comma-separated; none means all.
+
+    Returns:
+        The methods.
+
+    Raises:
+        UserError: If a name is unknown, or words hold no name.
+    """
+    if not words:
+        return list(METHODS.values())
+    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
+    if not names:
+        raise UserError("--methods needs at least one method")
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
+    lenders = {METHODS[name].borrows for name in names} & METHODS.keys()
+    return [method for name, method in METHODS.items() if name in {*names, *lenders}]
+
+
+class Keeper:
+    """Carries out what has not been, and keeps every result as soon as it is there."""
+
+    def __init__(self, store: Store, workers: int, *, fresh: bool) -> None:
+        """Look after a folder of runs.
+
+        Args:
+            store: The folder.
+            workers: Number of processes.
+            fresh: Whether runs that are there are run again.
+        """
+        self.finished = 0
+        self._store, self._workers, self._fresh = store, workers, fresh
+        store.clean()
+
+    def results(self, wanted: Sequence[Trial], meter: Meter) -> list[dict[str, Any]]:
+        """The results of runs.
+
+        Args:
+            wanted: The runs.
+            meter: Counts them.
+
+        Returns:
+            Their results, in the same order.
+        """
+        trials = {run_name(trial): trial for trial in wanted}
+        found: dict[str, dict[str, Any]] = {}
+        for name, trial in trials.items():
+            if not self._fresh and (kept := self._store.load(trial)) is not None:
+                found[name] = kept
+        if found:  # at once: the meter takes its speed from what comes after
+            meter.advance(sum(trials[name].cost for name in found))
+            self._count(meter, len(found))
+        missing = sorted((t for n, t in trials.items() if n not in found), key=lambda t: -t.cost)
+        with closing(perform_all(missing, self._workers)) as finished:
+            for trial, result in finished:
+                self._store.save(trial, result)
+                found[run_name(trial)] = result
+                meter.advance(trial.cost)
+                self._count(meter, 1)
+        return [found[run_name(trial)] for trial in wanted]
+
+    def _count(self, meter: Meter, runs: int) -> None:
+        self.finished += runs
+        for _ in range(runs):
+            meter.finish_run()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        methods: The methods.
+        count: Settings that every method is tried at.
+        seeds: Number of fresh seeds.
+        epochs: The budget.
+        equal: What it is a budget of.
+        small: Whether few images are tested on.
+    """
+
+    methods: Sequence[Method]
+    count: int
+    seeds: int
+    epochs: float
+    equal: str
+    small: bool = False
+
+    def work(self) -> tuple[int, float]:
+        """Number of runs, and their cost.
+
+        Returns:
+            Both.
+        """
+        tuned = [method for method in self.methods if method.borrows is None]
+        cost = self.count * sum(self._trial(m, {}, SELECTION_SEED).cost for m in tuned)
+        cost += self.seeds * sum(self._trial(m, {}, 1, {}).cost for m in self.methods)
+        return self.count * len(tuned) + self.seeds * len(self.methods), cost
+
+    def carry_out(self, keeper: Keeper, meter: Meter) -> list[Outcome]:
+        """Try settings, more of them about the best, then test the best on fresh seeds.
+
+        Args:
+            keeper: Carries runs out.
+            meter: Counts them.
+
+        Returns:
+            What was found of every method.
+
+        Raises:
+            UserError: If a method diverged at every setting.
+        """
+        tried: dict[str, list[tuple[Values, dict[str, Any]]]] = {}
+        tuned = [method for method in self.methods if method.borrows is None]
+        points = {m.name: m.arm.settings((self.count + 1) // 2) for m in tuned}
+        for _ in range(2):
+            trials = [self._trial(m, v, SELECTION_SEED) for m in tuned for v in points[m.name]]
+            for trial, result in zip(trials, keeper.results(trials, meter), strict=True):
+                tried.setdefault(trial.name, []).append((trial.values, result))
+            best = {name: min(runs, key=lambda run: score(run[1])) for name, runs in tried.items()}
+            more = self.count // 2
+            points = {m.name: m.arm.settings(more, about=best[m.name][0]) for m in tuned}
+        outcomes = [self._outcome(method, tried, best) for method in self.methods]
+        seeds = range(1, self.seeds + 1)
+        final = [self._trial(o.method, o.values, s, o.fitted) for s in seeds for o in outcomes]
+        results = iter(keeper.results(final, meter))
+        for _ in seeds:
+            for outcome in outcomes:
+                outcome.results.append(next(results))
+        return outcomes
+
+    def _outcome(self, method: Method, tried: dict[str, Any], best: dict[str, Any]) -> Outcome:
+        name = method.borrows or method.name
+        values, result = best[name]
+        if result["diverged"]:
+            raise UserError(f"{name} diverged at every setting that was tried")
+        runs = [run for _, run in tried[name]]
+        return Outcome(method, values, result["curves"]["fitted"], score(result), runs)
+
+    def _trial(
+        self, method: Method, values: Values, seed: int, fitted: Fitted | None = None
+    ) -> Trial:
+        return Trial(method.name, values, seed, self.epochs, self.equal, fitted, self.small)
+
+
+def score(result: dict[str, Any]) -> float:
+    """Rank a run on validation images.
+
+    Args:
+        result: What the run returned.
+
+    Returns:
+        The NLL of the posterior predictive, or of the point estimate where that is all there is;
+        infinity for a run that diverged.
+    """
+    if result["diverged"]:
+        return float("inf")
+    found = result["metrics"]
+    nll: float = found.get("posterior", found.get("point"))["nll"]
+    return nll
