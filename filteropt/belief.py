@@ -29,6 +29,8 @@ __all__ = [
 class BeliefOptimizer(CheckpointedOptimizer):
     """An optimizer that can be asked for its belief about every parameter."""
 
+    _drawn: str = ""  # "train" or "eval" while the parameters hold a draw
+
     def _bind(self, group: dict[str, Any]) -> Bound:
         """The composition for a group's present hyperparameters."""
         raise NotImplementedError
@@ -154,7 +156,14 @@ class BeliefOptimizer(CheckpointedOptimizer):
 
         Returns:
             The optimizer itself.
+
+        Raises:
+            RuntimeError: the parameters hold a draw.
         """
+        if self._drawn:
+            raise RuntimeError(
+                "train, eval: the parameters hold a draw; leave sampled_params first"
+            )
         hold = hold_prediction if mode else hold_posterior
         for p, state in self.state.items():
             hold(p, state)
@@ -208,6 +217,7 @@ def strict_state(k: int) -> dict[str, Any]:
 @torch.no_grad()
 def hold_posterior(p: Tensor, state: dict[str, Any]) -> None:
     """Turn a parameter's prediction into its posterior mean, keeping the prediction aside."""
+    torch.clear_autocast_cache()
     if "evaluating" in state and not state["evaluating"]:
         state["prediction"] = p.detach().clone()
         p.sub_(_drifted(p, state)).div_(1 - float(state["decay"]))
@@ -217,6 +227,7 @@ def hold_posterior(p: Tensor, state: dict[str, Any]) -> None:
 @torch.no_grad()
 def hold_prediction(p: Tensor, state: dict[str, Any]) -> None:
     """Bring the prediction back, bit for bit where the parameter was left alone meanwhile."""
+    torch.clear_autocast_cache()
     if state.get("evaluating"):
         shrink, drift = 1 - float(state["decay"]), _drifted(p, state)
         prediction = state.pop("prediction", p * shrink + drift)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from filteropt.dtypes import belief_dtype
 from filteropt.gathering.ledger import Ledger
-from filteropt.measure import local
+from filteropt.measure import is_dtensor, local
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Draw", "multiply", "noise", "write"]
 
@@ -31,7 +34,10 @@ class Draw(NamedTuple):
 
 
 def noise(params: list[Tensor], generator: torch.Generator | None) -> list[Tensor]:
-    """Standard normal tensors, one draw for all the parameters of a device and dtype.
+    """Standard normal tensors, one draw for all the whole parameters of a device and dtype.
+
+    Shards are drawn one by one, each with its own place in the mesh, so that processes seeded alike
+    draw differently for different shards, and alike for replicas.
 
     Args:
         params: the parameters.
@@ -43,15 +49,32 @@ def noise(params: list[Tensor], generator: torch.Generator | None) -> list[Tenso
     shards = [local(p.detach()) for p in params]
     kinds = dict.fromkeys((x.device, belief_dtype(x)) for x in shards)
     found: dict[int, Tensor] = {}
+    for i, p in enumerate(params):
+        if is_dtensor(p):
+            found[i] = _of_shard(p, shards[i], generator)
     for device, dtype in kinds:
         members = [
-            i for i, x in enumerate(shards) if (x.device, belief_dtype(x)) == (device, dtype)
+            i
+            for i, x in enumerate(shards)
+            if i not in found and (x.device, belief_dtype(x)) == (device, dtype)
         ]
         sizes = [shards[i].numel() for i in members]
         flat = torch.randn(sum(sizes), generator=generator, device=device, dtype=dtype)
         for i, part in zip(members, torch.split(flat, sizes), strict=True):
             found[i] = part.view(shards[i].shape)
     return [found[i] for i in range(len(params))]
+
+
+def _of_shard(p: DTensor, shard: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of a shard, of a seed that all shards share and of its place."""
+    on = generator.device if generator is not None else torch.device("cpu")
+    seed = int(torch.randint(2**31, (), generator=generator, device=on))
+    place = 0
+    where = tuple(p.device_mesh.get_coordinate() or ())
+    for placement, i, n in zip(p.placements, where, p.device_mesh.shape, strict=False):
+        place = place * n + (i if placement.is_shard() else 0)
+    own = torch.Generator(shard.device).manual_seed(2**31 * place + seed)
+    return torch.randn(shard.shape, generator=own, device=shard.device, dtype=belief_dtype(shard))
 
 
 @torch.no_grad()
@@ -64,6 +87,7 @@ def write(draws: list[Draw], *, sampled: bool) -> None:
     """
     for draw in draws:
         local(draw.p).copy_(draw.mean + draw.offset if sampled else draw.mean)
+    torch.clear_autocast_cache()  # else autocast goes on with the weights that it has cast
 
 
 def multiply(draw: Draw, ledger: Ledger) -> list[Any]:
@@ -77,7 +101,7 @@ def multiply(draw: Draw, ledger: Ledger) -> list[Any]:
         Handles of hooks, to be removed.
     """
     score, arrived = draw.score, list[Tensor]()
-    if score is None:
+    if score is None or not draw.p.requires_grad:
         return []
 
     def arrive(grad: Tensor) -> None:
@@ -87,6 +111,7 @@ def multiply(draw: Draw, ledger: Ledger) -> list[Any]:
         if arrived and not ledger.paused:
             grad = arrived.pop()
             ledger.add(p, "products", score * grad.to(score.dtype))
+            ledger.mark(p)
 
     return [
         draw.p.register_hook(arrive),  # type: ignore[no-untyped-call]  # torch's own

@@ -192,7 +192,8 @@ class FilterOptimizer(SamplingOptimizer):
             NonFiniteGradientError: a gradient, or its square, is not finite; nothing was changed.
             RuntimeError: the parameters hold the posterior mean (after :meth:`eval`) although
                 gradients are due at the prediction; a group's hyperparameters were changed to
-                need state that was not kept; or what a likelihood needs of the model is not there.
+                need state that was not kept; or what a likelihood needs is not there; or inside of
+                ``sampled_params`` or ``fisher_pass``.
             TypeError: a sparse gradient, or a model whose inputs do not lead with the examples.
             ValueError: a model of which there are no per-example Jacobians.
         """
@@ -202,8 +203,9 @@ class FilterOptimizer(SamplingOptimizer):
             with torch.enable_grad():
                 losses = [closure() for _ in range(draws)]
             loss = sum(losses) / draws if draws > 1 else losses[0]
-        if self._drawn:
-            raise RuntimeError("step: the parameters hold a draw; leave sampled_params first")
+        if self._drawn or self._gathering.ledger.paused:
+            inside = "sampled_params" if self._drawn else "fisher_pass"
+            raise RuntimeError(f"step: leave {inside} first")
         bounds = [self._bind(group) for group in self.param_groups]
         work = [self._read(i, bound) for i, bound in enumerate(bounds)]
         if not measure.all_finite([r for _, readings, _ in work for r in readings]):

@@ -167,6 +167,7 @@ def _outputs(
 def _write(params: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     for name, p in params.items():
         p.copy_(weights[name])
+    torch.clear_autocast_cache()  # else autocast goes on with the weights that it has cast
 
 
 def _agree(found: Tensor, known: Tensor) -> bool:

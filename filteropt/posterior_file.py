@@ -224,12 +224,14 @@ def read_posterior(path: str | os.PathLike[str]) -> Saved:
 def _named(asked: str, model: nn.Module, opt: Any) -> dict[str, tuple[Tensor, dict[str, Any]]]:
     """The model's parameters that are the optimizer's, by name, with their groups."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{asked}: model={model!r} must be a torch.nn.Module")
+        raise TypeError(f"{asked}: model is {type(model).__name__}, but must be a torch.nn.Module")
     if not isinstance(opt, SamplingOptimizer):
         raise TypeError(f"{asked}: opt is {type(opt).__name__}, which keeps no belief")
     groups = {p: group for group in opt.param_groups for p in group["params"]}
     named: dict[str, tuple[Tensor, dict[str, Any]]] = {
-        name: (p, groups[p]) for name, p in model.named_parameters() if p in groups
+        name.replace("_orig_mod.", ""): (p, groups[p])  # the name in a model that was not compiled
+        for name, p in model.named_parameters()
+        if p in groups
     }
     if not named:
         raise ValueError(f"{asked}: none of the optimizer's parameters is {type(model).__name__}'s")

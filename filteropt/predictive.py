@@ -20,7 +20,7 @@ __all__ = ["Prediction", "predict"]
 KINDS = Literal["categorical", "bernoulli", "gaussian"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     r"""A mixture of S predictive distributions, one for each draw of the weights.
 
@@ -56,6 +56,10 @@ class Prediction:
     mutual_information: Tensor
     samples: Tensor | None = None
 
+    def __repr__(self) -> str:
+        draws = "" if self.samples is None else f", {len(self.samples)} samples"
+        return f"Prediction({self.kind}, {tuple(self.mean.shape)}{draws})"
+
     @property
     def probabilities(self) -> Tensor:
         """The classes' probabilities, or those of ones; ``mean`` by another name."""
@@ -74,7 +78,7 @@ def predict(
     n_samples: int = 32,
     *,
     kind: KINDS | None = None,
-    noise_variance: float | Tensor = 1.0,
+    noise_variance: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
     batch_stats: Batches | None = None,
@@ -104,9 +108,10 @@ def predict(
         n_samples: S, the number of draws; [0, inf). 0 is the point estimate: the posterior mean,
             with ``epistemic`` 0.
         kind: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``. ``None`` takes several outputs
-            per example for a categorical label's logits and one for a Gaussian's mean.
+            per example for a categorical label's logits, and one output, or any for which a
+            ``noise_variance`` is given, for a Gaussian's mean: say it where that is not meant.
         noise_variance: r, of Gaussian labels given the weights, in squared output units; (0, inf).
-            A number, or a tensor that fits the output.
+            A number, or a tensor that fits the output. ``None`` is 1.
         generator: source of randomness on the parameters' device; ``None`` for the default.
         temperature: T, factor on the covariance; [0, inf). 0 is the point estimate.
         batch_stats: data from which the running statistics of BatchNorm layers are estimated anew
@@ -140,9 +145,14 @@ def predict(
 
     Source: Bayesian model averaging; the mutual information is that of Houlsby et al. (2011).
     """
-    values = {"kind": kind, "temperature": temperature, "memory": memory, "keep": keep_samples}
-    hints = {"kind": KINDS | None, "temperature": Nonnegative, "memory": Nonnegative, "keep": bool}
+    if noise_variance is None:
+        noise_variance = 1.0
+    elif kind is None:
+        kind = "gaussian"
+    values = {"kind": kind, "temperature": temperature, "memory": memory}
+    hints = {"kind": KINDS | None, "temperature": Nonnegative, "memory": Nonnegative}
     check_values("predict", values, hints)
+    check_values("predict", {"keep_samples": keep_samples}, {"keep_samples": bool})
     _check(model, opt, n_samples, noise_variance)
     plan = Plan(model, opt, x, n_samples, generator, float(temperature), batch_stats, memory)
     if not plan.params():
@@ -158,7 +168,7 @@ def predict(
 def _check(model: object, opt: object, n_samples: object, noise_variance: object) -> None:
     """Refuse arguments of the wrong kind or range."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"predict: model={model!r} must be a torch.nn.Module")
+        raise TypeError(f"predict: model is {type(model).__name__}, but must be a torch.nn.Module")
     if not isinstance(opt, SamplingOptimizer):
         raise TypeError(
             f"predict: opt is {type(opt).__name__}, which believes nothing about its parameters; "

@@ -145,6 +145,8 @@ def _row(opt: Any, group: dict[str, Any], p: Tensor, name: str) -> Row:
     limit, settled, fractions = (
         _regime(filter, variance) if believes else ("", NAN, (NAN, NAN, NAN))
     )
+    if not steps and filter.dynamics.transition(scalar(1)).pull is not None:
+        fractions = (NAN, NAN, NAN)  # curvature to start from is no data
     wide = sd / rms if rms > 0 else NAN
     return Row(
         name, tuple(p.shape), steps, rms, sd, low, high, wide, settled, *fractions, limit, size,

@@ -34,7 +34,6 @@ class SamplingOptimizer(BeliefOptimizer):
 
     model: nn.Module | None
     _gathering: Gathering
-    _drawn: str = ""  # "train" or "eval" inside of sampled_params
     _warned: bool = False
 
     @contextmanager
@@ -72,7 +71,7 @@ class SamplingOptimizer(BeliefOptimizer):
             Nothing.
 
         Raises:
-            RuntimeError: draws inside of draws.
+            RuntimeError: draws inside of draws, or of a fisher_pass.
             TypeError: an argument of the wrong kind, or a sharded parameter whose offset is needed.
             ValueError: a temperature outside its range, or a variance that is not finite.
 
@@ -89,8 +88,11 @@ class SamplingOptimizer(BeliefOptimizer):
         """
         check_values("sampled_params", {"train": train}, {"train": bool})
         check_values("sampled_params", {"temperature": temperature}, HINTS)
-        if self._drawn:
-            raise RuntimeError("sampled_params: the parameters hold a draw already")
+        if self._drawn or self._gathering.ledger.paused:
+            held = (
+                "the parameters hold a draw already" if self._drawn else "leave fisher_pass first"
+            )
+            raise RuntimeError(f"sampled_params: {held}")
         turned = [] if train else self._hold_means()
         try:
             draws, ledger = self._draw(train, generator, float(temperature)), self._gathering.ledger
@@ -191,14 +193,27 @@ class SamplingOptimizer(BeliefOptimizer):
 
         Args:
             set_to_none: whether gradients become ``None`` instead of zero.
+
+        Raises:
+            RuntimeError: inside of ``fisher_pass``.
         """
         params = [p for group in self.param_groups for p in group["params"]]
+        if self._gathering.ledger.paused:
+            raise RuntimeError("zero_grad: leave fisher_pass first; its gradients go by themselves")
         if self._drawn == "train":
             self._gathering.restart(params)
         else:
             self._warn_of_loss(params)
             self._gathering.clear()
         super().zero_grad(set_to_none)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep; not while the parameters hold a draw."""
+        if self._drawn:
+            raise RuntimeError(
+                "copy, pickle: the parameters hold a draw; leave sampled_params first"
+            )
+        return super().__getstate__()
 
     def _warn_of_loss(self, params: list[Tensor]) -> None:
         """Say once that a sound gradient taken at a draw was forgotten."""
@@ -223,7 +238,8 @@ class SamplingOptimizer(BeliefOptimizer):
         for index, group in enumerate(self.param_groups):
             if not (group["base_lr"] or group["lr"]):
                 continue  # frozen from the start: nothing is believed yet
-            places = [i for i, p in enumerate(group["params"]) if p.requires_grad]
+            ever = [p.requires_grad or bool(self.state.get(p)) for p in group["params"]]
+            places = [i for i, trained in enumerate(ever) if trained]  # also if frozen since
             params = [group["params"][i] for i in places]
             bound, numbers = self._bind(group), dict[float, engine.Scalars]()
             filter, scored = bound.filter, train and "products" in bound.filter.likelihood.needs

@@ -21,7 +21,7 @@ from torch import nn
 import filteropt
 from experiments.cli import main
 from experiments.tasks import TASKS
-from experiments.uncertainty import study, training
+from experiments.uncertainty import report, study, training
 from experiments.uncertainty.laplace import fit_last_layer, sample_logits
 from experiments.uncertainty.methods import METHODS, steps_of
 from experiments.uncertainty.metrics import METRICS, assess, auroc, measure, reliability
@@ -194,7 +194,7 @@ class Believer:
 
 
 def overconfident() -> tuple[Trained, torch.Tensor, torch.Tensor]:
-    """A linear classifier that is 8 times too sure, with a belief that is 10 times too wide."""
+    """A linear classifier that is 8 times too sure, with a belief that is far too wide."""
     network = nn.Linear(2, 3, dtype=torch.float64)
     x = torch.randn(4000, 2, generator=seeded(), dtype=torch.float64)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def overconfident() -> tuple[Trained, torch.Tensor, torch.Tensor]:
         labels = torch.multinomial(honest.softmax(1), 1, generator=seeded(1)).squeeze(1)
         network.weight *= 8
         network.bias *= 8
-    believer = Believer(network, 10.0)
+    believer = Believer(network, 30.0)
     return Trained(METHODS["adabayes-squared"], [network], believer, seeded(2)), x, labels
 
 
@@ -330,7 +330,7 @@ def test_a_run_is_repeated_bit_for_bit() -> None:
 
 # The command --------------------------------------------------------------------------------
 
-CHOSEN = "adabayes-squared,adabayes-fp-centred,ivon,ensemble"
+CHOSEN = "adabayes-squared,ivon,ensemble"
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +351,7 @@ def test_quick_study_writes_tables_and_figures(quick) -> None:
         *figures,
     }
     assert "…" not in screen
-    assert "18 of 18 runs finished" in screen
+    assert "14 of 14 runs finished" in screen
     summary = pd.read_csv(out / "summary.csv")
     assert set(summary["method"]) == {*CHOSEN.split(","), "adamw"}  # whose settings are borrowed
     assert set(summary["seeds"]) == {2}
@@ -398,6 +398,8 @@ def test_finished_runs_are_not_repeated(quick, monkeypatch) -> None:
         yield from ()
 
     monkeypatch.setattr(study, "perform_all", none)
+    for name in ("plot_overview", "plot_reliability", "plot_shift"):
+        monkeypatch.setattr(report, name, lambda *arguments: None)
     code, again = call("--quick", "--workers", 1, "--methods", CHOSEN, "--out", out)
     assert code == 0
     table = screen[screen.index("LeNet-5") :]

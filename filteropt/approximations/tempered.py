@@ -44,7 +44,8 @@ class PoweredLikelihood(WrappedLikelihood):
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The wrapped likelihood's, where the power does not make it overflow."""
         largest = max(1.0, float(self._power(1)))
-        return self.likelihood.gradient_limit(dtype) / math.sqrt(largest)
+        linear = "products" in self.needs
+        return self.likelihood.gradient_limit(dtype) / (largest if linear else math.sqrt(largest))
 
     def init(self, p: Tensor) -> Memory:
         """What the wrapped likelihood remembers."""

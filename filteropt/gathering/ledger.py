@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -93,13 +94,15 @@ class Ledger:
 
     def mark(self, p: Tensor) -> None:
         """Note which ``p.grad`` it is that entries come with, and how long it is now."""
-        if p.grad is None:
+        if p.grad is None or not p.requires_grad:
             return
         self._notes[p] = Note(TensorWeakRef(p.grad), _norm(p.grad))
         if p not in self._hooks:
+            ledger = weakref.ref(self)  # a dropped optimizer's is not kept alive
 
-            def arrive(_: Tensor) -> None:
-                self.refresh(p)
+            def arrive(grad: Tensor) -> None:
+                if (alive := ledger()) is not None:
+                    alive.refresh(p)
 
             arrive.__torch_unserializable__ = True  # type: ignore[attr-defined]  # torch's own mark
             self._hooks[p] = p.register_hook(arrive)  # type: ignore[no-untyped-call]  # torch's own
@@ -132,6 +135,8 @@ class Ledger:
         for p in params:
             if self.samples > 1:
                 p.grad = self.entry(p, "grad")
+                self._notes.pop(p, None)
+                self.mark(p)
             else:
                 self.refresh(p)
             self._stamps[p] = _stamp(p)
@@ -146,11 +151,17 @@ class Ledger:
             grad, version = self._stamps.pop(p)
             now = _stamp(p)
             self.begun |= now[0] is not None and (now[0] is not grad or now[1] != version)
+            self._rescale(p)
             if self.samples > 1:
                 self.put(p, "grad", p.grad)
                 mean = self.mean(p, "grad")
                 p.grad = None if mean is None else mean.to(p.dtype, copy=True)
             self.mark(p)
+
+    def _rescale(self, p: Tensor) -> None:
+        """Scale the present sample's entries as its gradient was, inside of the context."""
+        for field in self._own.get(p, {}).keys() & POWERS.keys():
+            self._own[p][field] = self._scaled(p, field, self._own[p][field])
 
     def entry(self, p: Tensor, field: str) -> Tensor | None:
         """An entry of the present sample."""
@@ -169,8 +180,13 @@ class Ledger:
             own = grad.to(belief_dtype(p)).square()
         if own is None or finished is None:
             total = finished if own is None else own
-            return total if total is None or self.samples == 1 else total / self.samples
-        return (own + finished) / self.samples
+            return total if total is None or self._count == 1 else total / self._count
+        return (own + finished) / self._count
+
+    @property
+    def _count(self) -> int:
+        """Samples, the present one if anything was gathered in it."""
+        return max(1, self.samples - (not self.begun))
 
     def fold(self, params: Iterable[Tensor]) -> None:
         """Call the present sample complete: its gradients and entries become one term of the mean.
@@ -211,7 +227,11 @@ class Ledger:
             The average, or ``None`` where nothing was gathered.
         """
         found = self.mean(p, field)
-        if found is None or p not in self._notes or p.grad is None:
+        return None if found is None else self._scaled(p, field, found)
+
+    def _scaled(self, p: Tensor, field: str, found: Tensor) -> Tensor:
+        """An entry, scaled as the gradient was since it was noted."""
+        if p not in self._notes or p.grad is None:
             return found
         then, now = self._notes[p].norm, _norm(p.grad)
         if found.device.type == "cpu" and torch.equal(now, then):

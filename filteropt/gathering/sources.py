@@ -16,8 +16,13 @@ from filteropt.measure import local
 
 __all__ = ["SOURCES", "Gathering"]
 
-SOURCES = ("jacobians", "examples", "labels", "samples")
-"""Per-example Jacobians, per-example gradients, sampled labels, and draws from the belief."""
+SOURCES = {
+    "jacobians": {"rows", "squares"},
+    "examples": {"squares"},
+    "labels": {"squares"},
+    "samples": {"squares", "products"},
+}
+"""Per-example Jacobians and gradients, sampled labels, draws from the belief; what each gives."""
 
 MODEL = ("jacobians", "examples")
 """Sources that look into the model."""
@@ -45,12 +50,20 @@ class Gathering:
         Raises:
             ValueError: no model, or parameters that are not the model's.
         """
-        if likelihood.needs <= {"grad"} or likelihood.core.source not in MODEL:
+        if likelihood.needs <= {"grad"}:
+            return
+        source = likelihood.core.source
+        if not likelihood.needs - {"grad"} <= SOURCES.get(source, set()):
+            raise ValueError(
+                f"{owner}: {type(likelihood.core).__name__} needs {sorted(likelihood.needs)} of "
+                f"source={source!r}; sources give {SOURCES}"
+            )
+        if source not in MODEL:
             return
         if model is None:
             raise ValueError(
-                f"{owner}: {type(likelihood).__name__} looks into the model; pass model=, the "
-                f"module whose output the loss is computed from"
+                f"{owner}: pass model=, the module whose output the loss is computed from; "
+                f"{type(likelihood.core).__name__} looks into the model"
             )
         if likelihood.core.source == "jacobians":
             self.recorder = self.recorder or Recorder(model)
@@ -96,7 +109,7 @@ class Gathering:
         }
 
     def _samples(self, params: list[Tensor], core: Any) -> Seen:
-        if not self.ledger.begun:
+        if not self.ledger.begun and self.ledger.samples == 1:
             raise RuntimeError(
                 "no gradient was taken at a draw since the last step: compute loss and backward "
                 "inside of `with opt.sampled_params(train=True):`"
@@ -106,6 +119,11 @@ class Gathering:
             grad = _local_grad(p)
             if "products" in core.needs:
                 products = self.ledger.look(p, "products")
+                if products is None and bool(grad.any()):
+                    raise RuntimeError(
+                        f"a parameter of shape {tuple(p.shape)} has a gradient that no backward() "
+                        f"brought it at a draw, so that there is no curvature to go with it"
+                    )
                 fields["products"] = torch.zeros_like(grad) if products is None else products
             if "squares" in core.needs:
                 several = self.ledger.samples > 1
@@ -169,7 +187,7 @@ def _together(core: Any) -> bool:
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
     several = distributed.get_world_size() > 1
-    if several and not core.sync:
+    if several and not getattr(core, "sync", False):
         raise RuntimeError(
             "several processes train here, each with its own draws; pass sync=True, which averages "
             "gradients and curvature over them"
