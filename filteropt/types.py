@@ -182,7 +182,7 @@ class Likelihood(Protocol):
 
     Attributes:
         needs: what must be gathered, as field names of :class:`Raw`.
-        source: who gathers it, a name of ``gathering.SOURCES``.
+        source: who gathers it, a name of ``gathering.sources.SOURCES``.
         gives: the type of curvature it returns.
         signed: whether that curvature may be negative.
         averages: whether it knows its running curvature between steps (see :meth:`curvature`).

@@ -184,20 +184,6 @@ def _vogn(
     )
 
 
-def _vadam(
-    params: Iterable[torch.Tensor],
-    batch_size: int,
-    *,
-    model: nn.Module,
-    images: int,
-    beta2: float,
-    **settings: Any,
-) -> torch.optim.Optimizer:
-    import filteropt
-
-    return filteropt.Vadam(params, dataset_size=images, beta1=0.9, beta2=beta2, **settings)
-
-
 def _ivon(
     params: Iterable[torch.Tensor],
     batch_size: int,
@@ -229,7 +215,6 @@ _NEWTON = {
     "initial_curvature": (0.1, 3.0),
     "1 - beta2": (1e-5, 1e-2),
 }
-_VADAM = {"lr": (1e-3, 2e-2), "prior_precision": (0.1, 30.0), "1 - beta2": (1e-3, 0.1)}
 
 _LIKELIHOODS: dict[str, tuple[str, str, Trains, int]] = {
     "squared": ("SquaredGradient", "squared gradient", "plain", 2),
@@ -284,9 +269,6 @@ METHODS = {
         _rival("ivon", "IVON", "filteropt.IVON, one draw a step", _ivon, _IVON, trains="sampled"),
         _rival("vogn", "VOGN", "filteropt.VOGN, one draw a step", _vogn, _NEWTON, trains="sampled"),
         _rival("von", "VON", "filteropt.VON, one draw a step", _von, _NEWTON, trains="sampled"),
-        _rival(
-            "vadam", "Vadam", "filteropt.Vadam, one draw a step", _vadam, _VADAM, trains="sampled"
-        ),
         _rival("adamw", "AdamW", "torch.optim.AdamW", _adamw, _ADAMW, asks="point"),
         _rival("dropout", "MC dropout", "AdamW, dropout", _adamw, _DROPOUT, asks="dropout"),
         _rival(

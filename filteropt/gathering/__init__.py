@@ -1,6 +1,6 @@
 """Gathering what a likelihood needs beside the gradient: who does it, and how.
 
-A likelihood's ``source`` names one of :data:`SOURCES`, which :class:`Gathering` asks at every
+A likelihood's ``source`` names one of ``sources.SOURCES``, which :class:`Gathering` asks at every
 step. What is gathered in backward passes is kept in a :class:`Ledger`, which follows the gradient
 in everything that is done to it.
 """
@@ -8,6 +8,6 @@ in everything that is done to it.
 from filteropt.gathering.example_squares import ExampleSquares
 from filteropt.gathering.ledger import Ledger
 from filteropt.gathering.recorder import Recorder
-from filteropt.gathering.sources import SOURCES, Gathering
+from filteropt.gathering.sources import Gathering
 
-__all__ = ["SOURCES", "ExampleSquares", "Gathering", "Ledger", "Recorder"]
+__all__ = ["ExampleSquares", "Gathering", "Ledger", "Recorder"]

@@ -14,7 +14,7 @@ from filteropt.gathering.ledger import Ledger
 from filteropt.gathering.recorder import Recorder
 from filteropt.measure import local
 
-__all__ = ["SOURCES", "Gathering"]
+__all__ = ["Gathering"]
 
 SOURCES = {
     "jacobians": {"rows", "squares"},
