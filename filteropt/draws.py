@@ -9,7 +9,7 @@ from torch import Tensor
 
 from filteropt.dtypes import belief_dtype
 from filteropt.gathering.ledger import Ledger
-from filteropt.measure import is_dtensor, local
+from filteropt.measure import is_dtensor, local, several
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -111,7 +111,8 @@ def multiply(draw: Draw, ledger: Ledger) -> list[Any]:
         if arrived and not ledger.paused:
             grad = arrived.pop()
             ledger.add(p, "products", score * grad.to(score.dtype))
-            ledger.mark(p)
+            if not several():  # else gradients are yet to be averaged over processes
+                ledger.mark(p)
 
     return [
         draw.p.register_hook(arrive),  # type: ignore[no-untyped-call]  # torch's own

@@ -22,6 +22,7 @@ __all__ = [
     "gather",
     "local",
     "raise_nonfinite",
+    "several",
 ]
 
 
@@ -218,6 +219,13 @@ def _everywhere(fine: bool, mesh: DeviceMesh) -> bool:
 def is_dtensor(x: Tensor) -> TypeGuard[DTensor]:
     """Whether ``x`` is a sharded or replicated distributed tensor."""
     return hasattr(x, "device_mesh")
+
+
+def several() -> bool:
+    """Whether several processes run together."""
+    distributed = torch.distributed
+    started = distributed.is_available() and distributed.is_initialized()
+    return started and distributed.get_world_size() > 1
 
 
 def local(x: Tensor) -> Tensor:

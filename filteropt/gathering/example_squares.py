@@ -13,6 +13,7 @@ from filteropt.gathering.example_gradients import Call, NoExampleGradients, adds
 from filteropt.gathering.layer_uses import Arrival, Seen, objection, sums, use_of
 from filteropt.gathering.ledger import Ledger
 from filteropt.gathering.model_watch import ModelWatch
+from filteropt.measure import several
 
 __all__ = ["ExampleSquares"]
 
@@ -241,9 +242,7 @@ class ExampleSquares(ModelWatch):
         Raises:
             RuntimeError: nothing was gathered, or could be; or several processes train together.
         """
-        distributed = torch.distributed
-        together = distributed.is_available() and distributed.is_initialized()
-        if together and distributed.get_world_size() > 1:
+        if several():
             raise RuntimeError(
                 "squared gradients of single examples are gathered on one process; several are "
                 "training here"

@@ -18,7 +18,7 @@ POWERS = {"squares": 2, "grad_squared": 2, "products": 1, "label_squares": 0}
 """How a factor on the gradient acts on what was gathered with it, or by another loss."""
 
 
-SOME = 4096
+SOME = 1024
 """How many numbers tell by which factor a tensor was multiplied."""
 
 
@@ -56,7 +56,7 @@ class Ledger:
     def __init__(self) -> None:
         self.paused = False  # whether gradients are another loss', and come and go unheeded
         self._stamps: dict[Tensor, tuple[Tensor | None, int]] = {}
-        self._hooks: dict[Tensor, Any] = {}
+        self._watched: set[Tensor] = set()  # whose gradients are seen to arrive
         self._own: dict[Tensor, dict[str, Tensor]] = {}
         self.spare: dict[Tensor, Tensor] = {}  # memory of the last squares, to be used again
         self.clear()
@@ -69,9 +69,6 @@ class Ledger:
         self._own = {}
         self._finished: dict[Tensor, dict[str, Tensor]] = {}
         self._notes: dict[Tensor, Note] = {}
-        for hook in self._hooks.values():
-            hook.remove()
-        self._hooks.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: nothing that was gathered."""
@@ -97,7 +94,7 @@ class Ledger:
         if p.grad is None or not p.requires_grad:
             return
         self._notes[p] = Note(TensorWeakRef(p.grad), _norm(p.grad))
-        if p not in self._hooks:
+        if p not in self._watched:
             ledger = weakref.ref(self)  # a dropped optimizer's is not kept alive
 
             def arrive(grad: Tensor) -> None:
@@ -105,7 +102,9 @@ class Ledger:
                     alive.refresh(p)
 
             arrive.__torch_unserializable__ = True  # type: ignore[attr-defined]  # torch's own mark
-            self._hooks[p] = p.register_hook(arrive)  # type: ignore[no-untyped-call]  # torch's own
+            hook = p.register_hook(arrive)  # type: ignore[no-untyped-call]  # torch's own
+            weakref.finalize(self, hook.remove)
+            self._watched.add(p)
 
     def refresh(self, p: Tensor) -> None:
         """Drop the present sample's entries if the gradient that came with them was taken away."""
@@ -251,7 +250,7 @@ def _norm(x: Tensor) -> Tensor:
     x = x.to_local() if hasattr(x, "to_local") else x  # a shard's factor is the whole tensor's
     dtype = torch.promote_types(x.dtype, torch.float32)
     if x.device.type == "cpu" and x.numel() > 2 * SOME and x.is_contiguous():
-        some: Tensor = torch.linalg.vector_norm(x.view(-1)[:: x.numel() // SOME], dtype=dtype)
+        some: Tensor = torch.linalg.vector_norm(x.view(-1)[:SOME], dtype=dtype)
         if bool(some > 0):
             return some
     norm: Tensor = torch.linalg.vector_norm(x, dtype=dtype)

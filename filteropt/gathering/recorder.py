@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from filteropt.dtypes import belief_dtype
+from filteropt.measure import several
 
 __all__ = ["Recorder"]
 
@@ -143,9 +144,7 @@ class Recorder:
                     "an input of the model was changed in place between its forward pass and the "
                     "step, which looks at it again; give the model a copy"
                 )
-        distributed = torch.distributed
-        together = distributed.is_available() and distributed.is_initialized()
-        if together and distributed.get_world_size() > 1:
+        if several():
             raise RuntimeError(
                 "Gauss–Newton curvature is gathered on one process; several are training here"
             )

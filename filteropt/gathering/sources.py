@@ -12,7 +12,7 @@ from filteropt.dtypes import belief_dtype
 from filteropt.gathering.example_squares import ExampleSquares
 from filteropt.gathering.ledger import Ledger
 from filteropt.gathering.recorder import Recorder
-from filteropt.measure import local
+from filteropt.measure import local, several
 
 __all__ = ["Gathering"]
 
@@ -183,13 +183,9 @@ def _average(value: Tensor) -> Tensor:
 
 def _together(core: Any) -> bool:
     """Whether several processes are to be averaged over; they must, if there are several."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    several = distributed.get_world_size() > 1
-    if several and not getattr(core, "sync", False):
+    if several() and not getattr(core, "sync", False):
         raise RuntimeError(
             "several processes train here, each with its own draws; pass sync=True, which averages "
             "gradients and curvature over them"
         )
-    return several
+    return several()
