@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import filteropt
+from experiments import keeper
 from experiments.cli import main
 from experiments.tasks import TASKS
 from experiments.uncertainty import report, study, training
@@ -393,11 +394,11 @@ def test_settings_are_selected_on_validation_images_and_fixed(quick) -> None:
 def test_finished_runs_are_not_repeated(quick, monkeypatch) -> None:
     out, screen = quick
 
-    def none(trials, workers):
+    def none(perform, trials, workers):
         assert not trials
         yield from ()
 
-    monkeypatch.setattr(study, "perform_all", none)
+    monkeypatch.setattr(keeper, "perform_all", none)
     for name in ("plot_overview", "plot_reliability", "plot_shift"):
         monkeypatch.setattr(report, name, lambda *arguments: None)
     code, again = call("--quick", "--workers", 1, "--methods", CHOSEN, "--out", out)
@@ -407,11 +408,11 @@ def test_finished_runs_are_not_repeated(quick, monkeypatch) -> None:
 
 
 def test_an_interrupt_keeps_what_has_finished(tmp_path, monkeypatch) -> None:
-    def stopped(trials, workers):
+    def stopped(perform, trials, workers):
         yield trials[0], perform(trials[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "perform_all", stopped)
+    monkeypatch.setattr(keeper, "perform_all", stopped)
     code, screen = call("--quick", "--methods", "dropout", "--out", tmp_path)
     assert code == 130
     assert "1 of 4 runs are kept" in " ".join(screen.split())

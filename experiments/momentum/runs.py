@@ -1,10 +1,7 @@
 """The runs of the study: what they are, how they are carried out, how they are ranked."""
 
 import math
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
 from experiments.momentum.arms import QUADRATIC_ARMS, TASK_ARMS, Arm, Values
 from experiments.momentum.quadratic import Descent, Quadratic, descend
 from experiments.momentum.split import PROTOCOL, Splitter
@@ -20,7 +16,6 @@ from experiments.optimizers import Choice
 from experiments.plan import plan_runs
 from experiments.tasks import Task
 from experiments.train import Run, train
-from experiments.workers import _children_ignore_interrupts, _start_worker
 
 SELECTION_SEED = 0
 _FILTER_COST = 4.0  # a filter's step, in steps of the others
@@ -184,38 +179,3 @@ def _trace(run: Run) -> dict[str, Any]:
     watched = Choice(replace(run.choice.entry, build=build), run.choice.overrides)
     train(replace(run, choice=watched), Path())
     return seen[0].result()
-
-
-def perform_all(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Carry runs out, in this process or in several.
-
-    Args:
-        jobs: The runs.
-        workers: Number of processes; 1 stays in this one.
-
-    Yields:
-        Each run with its result, in the order in which they finish.
-
-    Raises:
-        UserError: If a worker process dies.
-    """
-    if min(workers, len(jobs)) <= 1:
-        for job in jobs:
-            yield job, perform(job)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (None,))
-    try:
-        with _children_ignore_interrupts():
-            pending = {pool.submit(perform, job): job for job in jobs}
-        for future in as_completed(pending):
-            yield pending[future], future.result()
-    except BrokenProcessPool as fault:
-        raise UserError(
-            "a worker process died (out of memory?); finished runs are kept, so the same command "
-            "resumes"
-        ) from fault
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,20 +10,20 @@ import tyro
 from rich.console import Console
 
 from experiments.errors import UserError
+from experiments.keeper import Keeper
+from experiments.momentum import runs
 from experiments.momentum.quadratic import QUADRATICS
 from experiments.momentum.runs import (
     SELECTION_SEED,
     Candidate,
-    Job,
     Problem,
     arms_of,
     is_filter,
-    perform_all,
     score,
 )
 from experiments.plan import read_out
 from experiments.progress import Meter
-from experiments.store import Store, run_name
+from experiments.store import Store
 from experiments.tasks import OFFLINE_TASKS, TASKS
 
 _PROBLEMS = {**QUADRATICS, **{name: TASKS[name] for name in OFFLINE_TASKS}}
@@ -98,7 +97,7 @@ class Momentum:
         seeds = self._at_least("seeds", self.seeds, 2 if self.quick else 3)
         workers = self._at_least("workers", self.workers, min(8, os.cpu_count() or 1))
         read_out(self.out)
-        keeper = _Keeper(Store(self.out / "runs"), workers, fresh=self.fresh)
+        keeper = Keeper(Store(self.out / "runs"), workers, runs.perform, fresh=self.fresh)
         trials = [
             Candidate(problem, arm, values)
             for problem in problems
@@ -159,49 +158,8 @@ def read_problems(words: Sequence[str]) -> list[Problem]:
     return [_PROBLEMS[name] for name in dict.fromkeys(names)]
 
 
-class _Keeper:
-    """Carries out what has not been, and keeps every result as soon as it is there."""
-
-    def __init__(self, store: Store, workers: int, *, fresh: bool) -> None:
-        self.finished = 0
-        self._store, self._workers, self._fresh = store, workers, fresh
-        store.clean()
-
-    def results(self, wanted: Sequence[tuple[Job, float]], meter: Meter) -> list[dict[str, Any]]:
-        """The results of runs.
-
-        Args:
-            wanted: The runs, each with its cost.
-            meter: Counts them.
-
-        Returns:
-            Their results, in the same order.
-        """
-        costs = {run_name(job): (job, cost) for job, cost in wanted}
-        found: dict[str, dict[str, Any]] = {}
-        for name, (job, _) in costs.items():
-            if not self._fresh and (kept := self._store.load(job)) is not None:
-                found[name] = kept
-        if found:  # at once: the meter takes its speed from what comes after
-            meter.advance(sum(costs[name][1] for name in found))
-            self._count(meter, len(found))
-        missing = sorted((c for n, c in costs.items() if n not in found), key=lambda c: -c[1])
-        with closing(perform_all([job for job, _ in missing], self._workers)) as finished:
-            for job, result in finished:
-                self._store.save(job, result)
-                found[run_name(job)] = result
-                meter.advance(costs[run_name(job)][1])
-                self._count(meter, 1)
-        return [found[run_name(job)] for job, _ in wanted]
-
-    def _count(self, meter: Meter, runs: int) -> None:
-        self.finished += runs
-        for _ in range(runs):
-            meter.finish_run()
-
-
 def study(
-    trials: Sequence[Candidate], more: int, seeds: Sequence[int], keeper: _Keeper, meter: Meter
+    trials: Sequence[Candidate], more: int, seeds: Sequence[int], keeper: Keeper, meter: Meter
 ) -> list[Outcome]:
     """Try settings, more of them about the best, then run the best on fresh seeds.
 

@@ -97,7 +97,8 @@ def _likelihood(kind: str, batch_size: float, beta1: float | None) -> Any:
     return getattr(approximations, kind)(scale=batch_size, beta1=beta1)
 
 
-def _adabayes(
+def _filter(
+    preset: str,
     kind: str,
     params: Iterable[torch.Tensor],
     batch_size: int,
@@ -106,95 +107,64 @@ def _adabayes(
     images: int,
     **settings: Any,
 ) -> torch.optim.Optimizer:
-    """AdaBayes with another likelihood."""
-    import filteropt
-
-    composition = filteropt.variant(
-        filteropt.presets.adabayes,
-        likelihood=lambda batch_size, beta1: _likelihood(kind, batch_size, beta1),
-    )
-    return filteropt.FilterOptimizer(
-        params, composition, model=model, batch_size=batch_size, **settings
-    )
-
-
-def _adabayes_fp(
-    kind: str,
-    params: Iterable[torch.Tensor],
-    batch_size: int,
-    *,
-    model: nn.Module,
-    images: int,
-    **settings: Any,
-) -> torch.optim.Optimizer:
-    """AdaBayes-FP with another likelihood, whose curvature is averaged over steps."""
+    """AdaBayes, or AdaBayes-FP with an average over steps, with another likelihood."""
     import filteropt
     from filteropt.approximations import Averaged
 
+    def recursive(batch_size: float, beta1: float) -> Any:
+        return _likelihood(kind, batch_size, beta1)
+
+    def stationary(batch_size: float, betas: tuple[float, float]) -> Any:
+        return Averaged(_likelihood(kind, batch_size, betas[0]), betas[1])
+
+    fixed_point = preset == "adabayes_fp"
     composition = filteropt.variant(
-        filteropt.presets.adabayes_fp,
-        likelihood=lambda batch_size, betas: Averaged(
-            _likelihood(kind, batch_size, betas[0]), betas[1]
-        ),
+        getattr(filteropt.presets, preset), likelihood=stationary if fixed_point else recursive
     )
+    betas = {"betas": (0.9, 0.99)} if fixed_point else {}
     return filteropt.FilterOptimizer(
-        params, composition, model=model, batch_size=batch_size, betas=(0.9, 0.99), **settings
+        params, composition, model=model, batch_size=batch_size, **betas, **settings
     )
 
 
 # Rivals -------------------------------------------------------------------------------------
 
 
-def _adamw(
+def _rival_class(
+    name: str,
+    told: tuple[tuple[str, str], ...],
     params: Iterable[torch.Tensor],
     batch_size: int,
-    *,
-    model: nn.Module,
-    images: int,
-    **settings: Any,
+    **facts: Any,
 ) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, **settings)
+    """An optimizer class of filteropt or torch, told of the facts that it asks for.
 
+    Args:
+        name: The class.
+        told: Its keywords, each with the fact that it is given.
+        params: The parameters.
+        batch_size: Examples per step.
+        **facts: The model and the number of images, and the settings.
 
-def _von(
-    params: Iterable[torch.Tensor],
-    batch_size: int,
-    *,
-    model: nn.Module,
-    images: int,
-    **settings: Any,
-) -> torch.optim.Optimizer:
+    Returns:
+        The optimizer.
+    """
     import filteropt
 
-    return filteropt.VON(params, dataset_size=images, **settings)
+    known = {"model": facts.pop("model"), "images": facts.pop("images"), "batch_size": batch_size}
+    given = {keyword: known[fact] for keyword, fact in told}
+    made: Any = getattr(filteropt, name, None) or getattr(torch.optim, name)
+    return made(params, **given, **facts)
 
 
-def _vogn(
-    params: Iterable[torch.Tensor],
-    batch_size: int,
-    *,
-    model: nn.Module,
-    images: int,
-    **settings: Any,
-) -> torch.optim.Optimizer:
-    import filteropt
-
-    return filteropt.VOGN(
-        params, dataset_size=images, batch_size=batch_size, model=model, **settings
-    )
-
-
-def _ivon(
-    params: Iterable[torch.Tensor],
-    batch_size: int,
-    *,
-    model: nn.Module,
-    images: int,
-    **settings: Any,
-) -> torch.optim.Optimizer:
-    import filteropt
-
-    return filteropt.IVON(params, ess=images, **settings)
+_ADAMW_CLASS = partial(_rival_class, "AdamW", ())
+_IVON_CLASS = partial(_rival_class, "IVON", (("ess", "images"),))
+_VON_CLASS = partial(_rival_class, "VON", (("dataset_size", "images"),))
+_VOGN_CLASS = partial(
+    _rival_class,
+    "VOGN",
+    (("dataset_size", "images"), ("batch_size", "batch_size"), ("model", "model")),
+)
 
 
 # The ranges ---------------------------------------------------------------------------------
@@ -228,8 +198,8 @@ _LIKELIHOODS: dict[str, tuple[str, str, Trains, int]] = {
 def _filters() -> list[Method]:
     methods = []
     for prefix, title, build in (
-        ("adabayes", "AdaBayes", _adabayes),
-        ("adabayes-fp", "AdaBayes-FP", _adabayes_fp),
+        ("adabayes", "AdaBayes", partial(_filter, "adabayes")),
+        ("adabayes-fp", "AdaBayes-FP", partial(_filter, "adabayes_fp")),
     ):
         for name, (kind, words, trains, passes) in _LIKELIHOODS.items():
             entry = Entry(
@@ -244,7 +214,7 @@ def _filters() -> list[Method]:
         "adabayes-fp-draws",
         "AdaBayes-FP, at draws",
         "AdaBayes-FP with SquaredGradient, gradients at weights drawn from the belief",
-        partial(_adabayes_fp, "SquaredGradient"),
+        partial(_filter, "adabayes_fp", "SquaredGradient"),
     )
     return [*methods, Method(Arm(entry, _DRAWS, _settings), "sampled", filters=True)]
 
@@ -266,16 +236,27 @@ METHODS = {
     method.name: method
     for method in (
         *_filters(),
-        _rival("ivon", "IVON", "filteropt.IVON, one draw a step", _ivon, _IVON, trains="sampled"),
-        _rival("vogn", "VOGN", "filteropt.VOGN, one draw a step", _vogn, _NEWTON, trains="sampled"),
-        _rival("von", "VON", "filteropt.VON, one draw a step", _von, _NEWTON, trains="sampled"),
-        _rival("adamw", "AdamW", "torch.optim.AdamW", _adamw, _ADAMW, asks="point"),
-        _rival("dropout", "MC dropout", "AdamW, dropout", _adamw, _DROPOUT, asks="dropout"),
+        _rival(
+            "ivon", "IVON", "filteropt.IVON, one draw a step", _IVON_CLASS, _IVON, trains="sampled"
+        ),
+        _rival(
+            "vogn",
+            "VOGN",
+            "filteropt.VOGN, one draw a step",
+            _VOGN_CLASS,
+            _NEWTON,
+            trains="sampled",
+        ),
+        _rival(
+            "von", "VON", "filteropt.VON, one draw a step", _VON_CLASS, _NEWTON, trains="sampled"
+        ),
+        _rival("adamw", "AdamW", "torch.optim.AdamW", _ADAMW_CLASS, _ADAMW, asks="point"),
+        _rival("dropout", "MC dropout", "AdamW, dropout", _ADAMW_CLASS, _DROPOUT, asks="dropout"),
         _rival(
             "ensemble",
             "Deep ensemble (5)",
             "five networks, AdamW's settings",
-            _adamw,
+            _ADAMW_CLASS,
             _ADAMW,
             asks="ensemble",
             members=5,

@@ -1,10 +1,6 @@
 """The runs of the study: how they are carried out."""
 
 import math
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +8,6 @@ from typing import Any
 import torch
 
 from experiments.data import hold_out_validation
-from experiments.errors import UserError
 from experiments.train import _Standardise
 from experiments.uncertainty.metrics import assess, measure
 from experiments.uncertainty.predictives import (
@@ -26,7 +21,6 @@ from experiments.uncertainty.predictives import (
 from experiments.uncertainty.shifts import Shifted, shifted
 from experiments.uncertainty.training import train
 from experiments.uncertainty.trial import TASK, Trial
-from experiments.workers import _children_ignore_interrupts, _start_worker
 
 ROTATED, DIGITS = 250, 1000
 _FEW = 20
@@ -100,38 +94,3 @@ def _perform(trial: Trial, data: _Data) -> dict[str, Any]:
         return {"metrics": {}, "curves": {}, "diverged": True}
     curves |= {"fitted": fitted, "train_loss": loss}
     return {"metrics": metrics, "curves": curves, "diverged": False}
-
-
-def perform_all(trials: Sequence[Trial], workers: int) -> Iterator[tuple[Trial, dict[str, Any]]]:
-    """Carry runs out, in this process or in several.
-
-    Args:
-        trials: The runs.
-        workers: Number of processes; 1 stays in this one.
-
-    Yields:
-        Each run with its result, in the order in which they finish.
-
-    Raises:
-        UserError: If a worker process dies.
-    """
-    if min(workers, len(trials)) <= 1:
-        for trial in trials:
-            yield trial, perform(trial)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(trials)), context, _start_worker, (None,))
-    try:
-        with _children_ignore_interrupts():
-            pending = {pool.submit(perform, trial): trial for trial in trials}
-        for future in as_completed(pending):
-            yield pending[future], future.result()
-    except BrokenProcessPool as fault:
-        raise UserError(
-            "a worker process died (out of memory?); finished runs are kept, so the same command "
-            "resumes"
-        ) from fault
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()

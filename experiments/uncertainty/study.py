@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,13 +10,14 @@ import tyro
 from rich.console import Console
 
 from experiments.errors import UserError
+from experiments.keeper import Keeper
 from experiments.momentum.arms import Values
 from experiments.plan import read_out
 from experiments.progress import Meter
-from experiments.store import Store, run_name
+from experiments.store import Store
+from experiments.uncertainty import runs
 from experiments.uncertainty.methods import METHODS, Method
 from experiments.uncertainty.predictives import Fitted
-from experiments.uncertainty.runs import perform_all
 from experiments.uncertainty.trial import SELECTION_SEED, Trial
 
 QUICK_EPOCHS = 0.1
@@ -103,7 +103,7 @@ class Uncertainty:
         workers = int(_positive("workers", self.workers, min(8, os.cpu_count() or 1)))
         read_out(self.out)
         plan = Plan(methods, int(count), seeds, float(epochs), self.equal, small=self.quick)
-        keeper = Keeper(Store(self.out / "runs"), workers, fresh=self.fresh)
+        keeper = Keeper(Store(self.out / "runs"), workers, runs.perform, fresh=self.fresh)
         try:
             with Meter(console, *plan.work()) as meter:
                 outcomes = plan.carry_out(keeper, meter)
@@ -148,54 +148,6 @@ def read_methods(words: Sequence[str]) -> list[Method]:
             raise UserError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
     lenders = {METHODS[name].borrows for name in names} & METHODS.keys()
     return [method for name, method in METHODS.items() if name in {*names, *lenders}]
-
-
-class Keeper:
-    """Carries out what has not been, and keeps every result as soon as it is there."""
-
-    def __init__(self, store: Store, workers: int, *, fresh: bool) -> None:
-        """Look after a folder of runs.
-
-        Args:
-            store: The folder.
-            workers: Number of processes.
-            fresh: Whether runs that are there are run again.
-        """
-        self.finished = 0
-        self._store, self._workers, self._fresh = store, workers, fresh
-        store.clean()
-
-    def results(self, wanted: Sequence[Trial], meter: Meter) -> list[dict[str, Any]]:
-        """The results of runs.
-
-        Args:
-            wanted: The runs.
-            meter: Counts them.
-
-        Returns:
-            Their results, in the same order.
-        """
-        trials = {run_name(trial): trial for trial in wanted}
-        found: dict[str, dict[str, Any]] = {}
-        for name, trial in trials.items():
-            if not self._fresh and (kept := self._store.load(trial)) is not None:
-                found[name] = kept
-        if found:  # at once: the meter takes its speed from what comes after
-            meter.advance(sum(trials[name].cost for name in found))
-            self._count(meter, len(found))
-        missing = sorted((t for n, t in trials.items() if n not in found), key=lambda t: -t.cost)
-        with closing(perform_all(missing, self._workers)) as finished:
-            for trial, result in finished:
-                self._store.save(trial, result)
-                found[run_name(trial)] = result
-                meter.advance(trial.cost)
-                self._count(meter, 1)
-        return [found[run_name(trial)] for trial in wanted]
-
-    def _count(self, meter: Meter, runs: int) -> None:
-        self.finished += runs
-        for _ in range(runs):
-            meter.finish_run()
 
 
 @dataclass(frozen=True)
@@ -247,7 +199,8 @@ class Plan:
         points = {m.name: m.arm.settings((self.count + 1) // 2) for m in tuned}
         for _ in range(2):
             trials = [self._trial(m, v, SELECTION_SEED) for m in tuned for v in points[m.name]]
-            for trial, result in zip(trials, keeper.results(trials, meter), strict=True):
+            results = keeper.results([(t, t.cost) for t in trials], meter)
+            for trial, result in zip(trials, results, strict=True):
                 tried.setdefault(trial.name, []).append((trial.values, result))
             best = {name: min(runs, key=lambda run: score(run[1])) for name, runs in tried.items()}
             more = self.count // 2
@@ -255,10 +208,10 @@ class Plan:
         outcomes = [self._outcome(method, tried, best) for method in self.methods]
         seeds = range(1, self.seeds + 1)
         final = [self._trial(o.method, o.values, s, o.fitted) for s in seeds for o in outcomes]
-        results = iter(keeper.results(final, meter))
+        tested = iter(keeper.results([(t, t.cost) for t in final], meter))
         for _ in seeds:
             for outcome in outcomes:
-                outcome.results.append(next(results))
+                outcome.results.append(next(tested))
         return outcomes
 
     def _outcome(self, method: Method, tried: dict[str, Any], best: dict[str, Any]) -> Outcome:
