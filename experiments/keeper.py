@@ -10,7 +10,7 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.progress import Meter
 from experiments.store import Store, run_name
-from experiments.workers import _children_ignore_interrupts, _start_worker
+from experiments.workers import children_ignore_interrupts, start_worker
 
 Result = dict[str, Any]
 Perform = Callable[[Any], Result]
@@ -91,9 +91,9 @@ def perform_all(
             yield run, perform(run)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(runs)), context, _start_worker, (None,))
+    pool = ProcessPoolExecutor(min(workers, len(runs)), context, start_worker, (None,))
     try:
-        with _children_ignore_interrupts():
+        with children_ignore_interrupts():
             pending = {pool.submit(perform, run): run for run in runs}
         for future in as_completed(pending):
             yield pending[future], future.result()

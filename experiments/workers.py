@@ -45,9 +45,9 @@ def _in_processes(
 ) -> Generator[tuple[Run, dict[str, Any]], None, None]:
     context = multiprocessing.get_context("spawn")
     epochs: Any = context.Queue()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (epochs,))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (epochs,))
     try:
-        with _children_ignore_interrupts():
+        with children_ignore_interrupts():
             pending = {
                 pool.submit(_train_reporting, index, run, data_dir): run
                 for index, run in enumerate(runs)
@@ -72,7 +72,7 @@ def _in_processes(
 
 
 @contextmanager
-def _children_ignore_interrupts() -> Generator[None, None, None]:
+def children_ignore_interrupts() -> Generator[None, None, None]:
     """Let children inherit an ignored Ctrl-C: the parent alone decides what it means."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,7 +87,7 @@ def _children_ignore_interrupts() -> Generator[None, None, None]:
 _epochs: Any = None
 
 
-def _start_worker(epochs: Any) -> None:
+def start_worker(epochs: Any) -> None:
     """Prepare a worker: remember where to report, and end when the parent is gone.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from filteropt.dtypes import belief_dtype
-from filteropt.gathering.recorder import Recorder, _hidden
+from filteropt.gathering.recorder import Recorder, hidden_tensors
 
 __all__ = ["Call", "NoExampleGradients", "adds_up", "example_sums"]
 
@@ -101,7 +101,7 @@ def _delta(call: Call) -> Tensor:
     tensors = [x for x in call.args if isinstance(x, Tensor)]
     if call.delta is None or not call.delta.dim():
         raise NoExampleGradients(f"the model returned {call.output}, not one tensor of examples")
-    if any(_hidden([*[x for x in call.args if not isinstance(x, Tensor)], call.kwargs])):
+    if any(hidden_tensors([*[x for x in call.args if not isinstance(x, Tensor)], call.kwargs])):
         raise NoExampleGradients("the model was called with tensors as keywords or in containers")
     if not tensors or any(x.shape[:1] != call.delta.shape[:1] for x in tensors):
         raise NoExampleGradients(
@@ -118,6 +118,7 @@ def _block(
     weights = {name: p.detach() for name, p in params.items()}
 
     def of_one(delta: Tensor, *example: Any) -> dict[str, Tensor]:
+        """One example's gradients, by name."""
         one = tuple(x.unsqueeze(0) if isinstance(x, Tensor) else x for x in example)
         output, pull_back, *_ = vjp(lambda w: functional_call(model, w, one, call.kwargs), weights)
         found: dict[str, Tensor] = pull_back(delta.unsqueeze(0).to(output.dtype))[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from filteropt.gathering.example_gradients import Call
 from filteropt.gathering.layer_uses import Seen, see
 from filteropt.gathering.layers import kind_of
-from filteropt.gathering.recorder import Recorder, _hidden, _transformed
+from filteropt.gathering.recorder import Recorder, hidden_tensors, is_transformed
 
 __all__ = ["ModelWatch"]
 
@@ -101,12 +101,12 @@ class ModelWatch:
         """Note of how many examples the model is called."""
         if Recorder.measuring:
             return
-        first = next(_hidden([*args, *kwargs.values()]), None)
+        first = next(hidden_tensors([*args, *kwargs.values()]), None)
         self._examples = len(first) if first is not None and first.dim() else None
         self._odd = False
         if len(self._armed) < len(self.wanted):
             self._arm()
-        train = torch.is_grad_enabled() and not _transformed(first)
+        train = torch.is_grad_enabled() and not is_transformed(first)
         if self._probing is None and train and self._examples is not None and self._examples > 1:
             self._probe(_one(args, self._examples), _one(kwargs, self._examples))
 
@@ -120,7 +120,7 @@ class ModelWatch:
         try:
             for module in training:
                 module.training = False
-            devices = {x.device for x in _hidden([args, kwargs]) if x.is_cuda}
+            devices = {x.device for x in hidden_tensors([args, kwargs]) if x.is_cuda}
             with torch.no_grad(), torch.random.fork_rng(list(devices)):
                 self.model(*args, **kwargs)
         except Exception:  # a model may not run on one example: then nothing is found
@@ -135,10 +135,10 @@ class ModelWatch:
         if Recorder.measuring:
             return
         odd, self._odd, self._examples = self._odd, False, None
-        if not torch.is_grad_enabled() or _transformed(output):
+        if not torch.is_grad_enabled() or is_transformed(output):
             return
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-        for tensor in _hidden([output]):
+        for tensor in hidden_tensors([output]):
             if tensor.requires_grad:
                 kind = "Tensor" if tensor is output else type(output).__name__
                 call = Call(args, kwargs, kind, odd=odd)
@@ -151,7 +151,7 @@ class ModelWatch:
             self._strangers.add(layer)
         if Recorder.measuring or not torch.is_grad_enabled():
             return
-        if not isinstance(output, Tensor) or not output.requires_grad or _transformed(output):
+        if not isinstance(output, Tensor) or not output.requires_grad or is_transformed(output):
             return
         examples = -1 if layer in self._strangers else self._examples
         seen = see(layer, inputs, self.wanted, examples)

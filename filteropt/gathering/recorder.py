@@ -14,7 +14,7 @@ from torch.func import functional_call, vjp, vmap
 from filteropt.dtypes import belief_dtype
 from filteropt.measure import several
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "hidden_tensors", "is_transformed"]
 
 
 class Loss(Protocol):
@@ -66,7 +66,7 @@ class Recorder:
 
     def watch(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         """Note a forward pass, to be counted when a gradient reaches its output."""
-        if self.measuring or not torch.is_grad_enabled() or _transformed(output):
+        if self.measuring or not torch.is_grad_enabled() or is_transformed(output):
             return
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -155,7 +155,8 @@ class Recorder:
         """Rows of the Gauss–Newton matrix, ``(examples, outputs, *shape)``, within the memory."""
         args, kwargs, shape, *_ = minibatch
         tensors = [x for x in args if isinstance(x, Tensor)]
-        if hidden := [*_hidden([x for x in args if not isinstance(x, Tensor)]), *_hidden(kwargs)]:
+        apart = [x for x in args if not isinstance(x, Tensor)]
+        if hidden := list(hidden_tensors([apart, kwargs])):
             raise TypeError(
                 f"the model was called with {len(hidden)} tensors as keywords or in containers; "
                 f"per-example Jacobians need every tensor as an argument of its own"
@@ -224,13 +225,13 @@ class _Sum:
         return {"squares": self.total.reshape(self.shape)}
 
 
-def _hidden(value: object) -> Iterator[Tensor]:
+def hidden_tensors(value: object) -> Iterator[Tensor]:
     """The tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _hidden(item)
+            yield from hidden_tensors(item)
 
 
 def _obstacle(model: nn.Module) -> str:
@@ -247,8 +248,8 @@ def _obstacle(model: nn.Module) -> str:
     return ""
 
 
-def _transformed(output: object) -> bool:
-    """Whether the pass runs inside a transform of torch.func, which tells so by no public name."""
+def is_transformed(output: object) -> bool:
+    """Whether a pass with this output runs in a transform of torch.func (no public test exists)."""
     wrapped: bool = isinstance(output, Tensor) and (
         torch._C._functorch.is_functorch_wrapped_tensor(output)  # type: ignore[no-untyped-call, unused-ignore]  # untyped in some releases
     )

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import filteropt
 
@@ -37,6 +38,22 @@ def draws_of_shards_come_and_go(subject: Subject, mesh: DeviceMesh, folder: Path
         assert not mean.numel() or not torch.equal(first, second)
     run(model, opt, STEPS - 2, start=2)
     assert_equals_unsharded(model, subject)
+
+
+def shards_draw_by_themselves(subject: Subject, mesh: DeviceMesh, folder: Path) -> None:
+    """Ranks that are seeded alike, as they mostly are: shards differ, replicas do not."""
+    zeros = torch.zeros(4, 3, dtype=torch.float64)
+    for placement, alike in ((Shard(0), False), (Replicate(), True)):
+        p = nn.Parameter(distribute_tensor(zeros, mesh, [placement]))
+        opt = filteropt.AdaBayes([p])
+        for generator in (None, torch.Generator().manual_seed(0)):
+            torch.manual_seed(0)
+            with opt.sampled_params(generator=generator):
+                mine = p.to_local().detach().clone()
+            both = [torch.empty_like(mine) for _ in range(2)]
+            dist.all_gather(both, mine)
+            assert torch.equal(*both) == alike
+            assert (mine != 0).all()
 
 
 def gradients_at_the_mean_as_draws(subject: Subject, mesh: DeviceMesh, folder: Path) -> None:

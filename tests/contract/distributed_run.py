@@ -42,7 +42,8 @@ LIBRARY_CHECKS: list[Check] = [  # what AdamW does not promise
     draws.draws_of_shards_come_and_go,
     draws.gradients_at_the_mean_as_draws,
 ]
-DRAWING_CHECKS: list[Check] = [  # about IVON itself, whatever the subject
+DRAWING_CHECKS: list[Check] = [  # about draws and IVON itself, whatever the subject
+    draws.shards_draw_by_themselves,
     draws.each_rank_one_monte_carlo_sample,
     draws.lonely_draws_are_refused,
 ]
