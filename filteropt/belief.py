@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from filteropt import engine
+from filteropt.blocks import Block, blocks_of
 from filteropt.checkpoint import CheckpointedOptimizer
 from filteropt.dtypes import belief_dtype
 from filteropt.engine import Filter, Scalars
@@ -35,9 +37,20 @@ class BeliefOptimizer(CheckpointedOptimizer):
         """The composition for a group's present hyperparameters."""
         raise NotImplementedError
 
-    def _fresh(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """A parameter's state before the first gradient."""
+    def _fresh(self, group: dict[str, Any], block: Block, p: Tensor) -> dict[str, Any]:
+        """A member's state before the first gradient."""
         raise NotImplementedError
+
+    def _blocks(self, group: dict[str, Any], bound: Bound) -> list[tuple[int, Block]]:
+        """A group's parameters, a bias with its weight where they go together, and their places."""
+        found = blocks_of(group["params"], bound.filter.likelihood)
+        places = itertools.accumulate((len(block.members) for block in found), initial=0)
+        return list(zip(places, found, strict=False))
+
+    def _block(self, group: dict[str, Any], bound: Bound, p: Tensor) -> Block:
+        """The block that a parameter of a group is in."""
+        found = blocks_of(group["params"], bound.filter.likelihood)
+        return next(block for block in found if any(q is p for q in block.members))
 
     @torch.no_grad()
     def posterior_variance(self, p: Tensor) -> Tensor:
@@ -59,31 +72,42 @@ class BeliefOptimizer(CheckpointedOptimizer):
                 fit (:class:`~filteropt.IncompatibleComposition`), as without any rate so far.
             RuntimeError: the group's hyperparameters now need state that was not kept.
         """
-        filter, scalars, state = self._belief("posterior_variance", p)
-        return engine.variance(filter, scalars, state, p.detach().to(belief_dtype(p)))
+        filter, scalars, state, block = self._belief("posterior_variance", p)
+        found = engine.variance(filter, scalars, state, _mean(block))
+        variance = next(part for q, part in block.split(found) if q is p)
+        return variance if variance.shape == p.shape else variance.reshape(p.shape)
 
     @torch.no_grad()
-    def posterior_covariance(self, p: Tensor) -> Tensor:
+    def posterior_covariance(self, p: Tensor) -> Any:
         r"""The covariance that the posterior family keeps about one parameter.
 
         Args:
-            p: one of the optimizer's parameters.
+            p: one of the optimizer's parameters. A weight that is filtered with its bias stands for
+                both: the bias is its last input.
 
         Returns:
             A new tensor in squared weight units. Families that treat every weight on its own give
             each weight's covariance with its other latents, ``(*p.shape, k, k)``;
             :class:`~filteropt.approximations.Dense` gives the covariance of all of the parameter's
             n weights, ``(n, n)``, in the order of ``p.flatten()``, or with k latents of all
-            weights' latents, ``(kn, kn)``, each weight's side by side. Under a basis other than
-            :class:`~filteropt.approximations.Identity` both are in its coordinates.
+            weights' latents, ``(kn, kn)``, each weight's side by side;
+            :class:`~filteropt.approximations.Kronecker` the two factors of a matrix'. Under a basis
+            other than :class:`~filteropt.approximations.Identity` all are in its coordinates.
 
         Raises:
-            ValueError: ``p`` is not one of the optimizer's parameters, or its group's slots do not
-                fit (:class:`~filteropt.IncompatibleComposition`), as without any rate so far.
+            ValueError: ``p`` is not one of the optimizer's parameters, or a bias that is filtered
+                with its weight; or its group's slots do not fit
+                (:class:`~filteropt.IncompatibleComposition`), as without any rate so far.
             RuntimeError: the group's hyperparameters now need state that was not kept.
         """
-        filter, scalars, state = self._belief("posterior_covariance", p)
-        return engine.covariance(filter, scalars, state, p.detach().to(belief_dtype(p)))
+        filter, scalars, state, block = self._belief("posterior_covariance", p)
+        if p is not block.weight:
+            raise ValueError(
+                f"posterior_covariance: the bias of shape {tuple(p.shape)} is the last input of "
+                f"its weight, of shape {tuple(block.weight.shape)}; ask for the weight's, which "
+                f"is that of both"
+            )
+        return engine.covariance(filter, scalars, state, _mean(block))
 
     def report(self) -> Report:
         r"""Tell for every parameter how sure the optimizer is, and how its weights move.
@@ -128,23 +152,25 @@ class BeliefOptimizer(CheckpointedOptimizer):
         """
         return report(self)
 
-    def _belief(self, asked: str, p: Tensor) -> tuple[Filter, Scalars, State]:
-        """A parameter's filter, its last step's numbers and its state."""
+    def _belief(self, asked: str, p: Tensor) -> tuple[Filter, Scalars, State, Block]:
+        """A parameter's filter, its last step's numbers, and the state of the block it is in."""
         for group in self.param_groups:
             if any(q is p for q in group["params"]):
                 bound = self._bind(group)
                 engine.check(bound.filter)
-                age, state = self._recall(group, bound, p)
+                block = self._block(group, bound, p)
+                age, state = self._recall(group, bound, block)
                 scalars = tree_map(float, engine.scalars(bound.filter, age))
-                return bound.filter, scalars, state
+                return bound.filter, scalars, state, block
         raise ValueError(f"{asked}: a tensor of shape {tuple(p.shape)} is not optimized")
 
-    def _recall(self, group: dict[str, Any], bound: Bound, p: Tensor) -> tuple[float, State]:
-        """A parameter's age, and what the filter remembers about it."""
-        state = self.state.get(p) or self._fresh(group, p)
-        require_kept(bound, p, state, lambda: "the parameter")
-        kept = [state[name] for name in bound.names(p)]
-        return float(state["step"]), restore(bound.form(p), kept)
+    def _recall(self, group: dict[str, Any], bound: Bound, block: Block) -> tuple[float, State]:
+        """A block's age, and what the filter remembers about it."""
+        p = block.weight
+        state = self.state.get(p) or self._fresh(group, block, p)
+        require_kept(bound, block, state, lambda: "the parameter")
+        kept = [state[name] for name in bound.names(block)]
+        return float(state["step"]), restore(bound.form(block), kept)
 
     def train(self, mode: bool = True) -> BeliefOptimizer:
         """Let the parameters hold the mean at which gradients are due; idempotent.
@@ -178,19 +204,27 @@ class BeliefOptimizer(CheckpointedOptimizer):
         return self.train(False)
 
 
-def require_kept(bound: Bound, p: Tensor, state: dict[str, Any], name: Callable[[], str]) -> None:
+def _mean(block: Block) -> Tensor:
+    """The block's parameters as one tensor, in the belief's dtype."""
+    weight, *bias = (p.detach() for p in block.members)
+    return block.whole(weight.to(belief_dtype(weight)), *bias)
+
+
+def require_kept(
+    bound: Bound, block: Block, state: dict[str, Any], name: Callable[[], str]
+) -> None:
     """Refuse hyperparameters that need state which a parameter has not kept.
 
     Args:
         bound: the composition for the group's present hyperparameters.
-        p: the parameter.
+        block: the parameter, with its bias if that is filtered with it.
         state: what it has kept.
         name: how to call it.
 
     Raises:
         RuntimeError: naming what is missing.
     """
-    if missing := [key for key in bound.names(p) if key not in state]:
+    if missing := [key for key in bound.names(block) if key not in state]:
         raise RuntimeError(
             f"the group's hyperparameters now need {', '.join(missing)}, which {name()} has not "
             f"kept; start a new optimizer, or change them before the first step"

@@ -55,6 +55,10 @@ class CheckpointedOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        self._loaded()
+
+    def _loaded(self) -> None:
+        """Go on from a checkpoint that was just loaded."""
 
     def _pairs(self, checkpoint: dict[str, Any]) -> list[tuple[int, Tensor]]:
         """Saved parameter numbers with the parameters they now stand for."""
@@ -66,7 +70,10 @@ class CheckpointedOptimizer(Optimizer):
         """Refuse another optimizer's checkpoint before anything is changed."""
         groups = {}
         for saved in checkpoint["param_groups"]:
-            if missing := [k for k in (*self.defaults, "base_lr") if k not in saved]:
+            needed = {*self.defaults, "base_lr"} - {
+                "differentiable"
+            }  # PyTorch's, of what was loaded
+            if missing := sorted(needed - saved.keys()):
                 self._refuse(f"has groups without {', '.join(missing)}")
             groups.update(dict.fromkeys(saved["params"], saved))
         for i, p in self._pairs(checkpoint):

@@ -97,11 +97,12 @@ def plan(
     """
     filter, batches = bound.filter, []
     for reading in readings:
-        if is_dtensor(reading.p) and not filter.posterior.elementwise:
-            raise TypeError(
-                f"{reading.name()} is sharded, but {type(filter.posterior).__name__} needs whole "
-                f"tensors; use an elementwise posterior such as Diagonal for it"
-            )
+        for part in (filter.posterior, filter.basis) if is_dtensor(reading.p) else ():
+            if not part.elementwise:
+                raise TypeError(
+                    f"{reading.name()} is sharded, but {type(part).__name__} needs whole tensors; "
+                    f"use parts that treat every weight on its own, such as Diagonal"
+                )
     for t in sorted(set(ages)):
         members = [r for r, age in zip(readings, ages, strict=True) if age == t]
         scalars, ahead = engine.scalars(filter, t), None
@@ -154,23 +155,46 @@ def update(
     """
     weights = [local(reading.p) for reading in batch.readings]
     shards = [{k: local(v) for k, v in states[r.p].items()} for r in batch.readings]
-    forms = [bound.form(reading.p) for reading in batch.readings]
-    kept = [bound.names(reading.p) for reading in batch.readings]
+    forms = [bound.form(reading.block) for reading in batch.readings]
+    kept = [bound.names(reading.block) for reading in batch.readings]
+    means = (
+        r.block.whole(p.to(r.raw.grad.dtype), r.block.bias)
+        for r, p in zip(batch.readings, weights, strict=True)
+    )
     work = (
-        (restore(form, [shard[k] for k in keys]), r.raw, p.to(r.raw.grad.dtype))
-        for form, keys, shard, r, p in zip(
-            forms, kept, shards, batch.readings, weights, strict=True
-        )
+        (_turned(bound.filter, batch.t, form, keys, shard, r), r.raw, p)
+        for form, keys, shard, r, p in zip(forms, kept, shards, batch.readings, means, strict=True)
     )
     results = loop(bound.filter, batch.scalars, work)
-    for p, keys, shard, (disp, new) in zip(weights, kept, shards, results, strict=True):
-        p.add_(disp, alpha=gain)
+    for r, p, keys, shard, (disp, new) in zip(
+        batch.readings, weights, kept, shards, results, strict=True
+    ):
+        moves = r.block.split(disp)
+        p.add_(moves[0][1], alpha=gain)
         for name, leaf in zip(keys, leaves(new), strict=True):
-            shard[name].copy_(leaf)
-        shard["step"].fill_(batch.t)
-        if batch.ahead is not None:
-            p.mul_(1 - batch.ahead.decay)
-            for i, factor in enumerate(batch.ahead.drift, 1):
-                p.add_(shard[f"mean_{i}"], alpha=factor)
-                shard[f"drift_{i}"].fill_(factor)
-            shard["decay"].fill_(batch.ahead.decay)
+            if leaf is not shard[name]:
+                shard[name].copy_(leaf)
+        _count(batch, p, shard)
+        for bias, column in moves[1:]:
+            if bias.grad is not None:
+                bias.add_(column, alpha=gain)
+                _count(batch, bias, states[bias])
+
+
+def _count(batch: Batch, p: Tensor, shard: ParameterState) -> None:
+    """Note the step of a parameter that has moved, and move it to its prediction if that is due."""
+    shard["step"].add_(1)
+    if batch.ahead is not None:
+        p.mul_(1 - batch.ahead.decay)
+        for i, factor in enumerate(batch.ahead.drift, 1):
+            p.add_(shard[f"mean_{i}"], alpha=factor)
+            shard[f"drift_{i}"].fill_(factor)
+        shard["decay"].fill_(batch.ahead.decay)
+
+
+def _turned(
+    filter: Filter, t: float, form: State, keys: list[str], shard: ParameterState, reading: Reading
+) -> State:
+    """A parameter's state, in the coordinates of the step."""
+    state = restore(form, [shard[key] for key in keys])
+    return engine.refresh(filter, t, state, reading.raw) if filter.basis.turns else state

@@ -69,6 +69,7 @@ ScheduledRateOrInf = Annotated[float, Interval("(0, inf]"), Scheduled()]
 PositiveFraction = Annotated[float, Interval("(0, 1]")]
 Momentum = Annotated[float, Interval("[0, 1)")]
 Decay = Annotated[float, Interval("(0, 1)")]
+Count = Annotated[int, Interval("[1, inf)")]
 Momenta = Annotated[tuple[float, float], Interval("[0, 1)")]
 
 

@@ -256,7 +256,7 @@ def stationary_flow(h: Tensor, rate: Scalar, noise: Scalar | None) -> Tensor:
         return growing
     root = noise**0.5
     u = rate / (2 * root)
-    return root / (u + (u * u + h).sqrt())
+    return root / (u * u + h).sqrt_().add_(u)
 
 
 def stationary_covariance(

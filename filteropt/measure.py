@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from filteropt.blocks import Block
 from filteropt.dtypes import belief_dtype, squarable
 from filteropt.types import Raw
 
@@ -31,6 +32,8 @@ KINDS = {
     "rows": "Jacobian",
     "squares": "sum of squares",
     "products": "product with a draw",
+    "inputs": "layer's input",
+    "deltas": "gradient at a layer's output",
 }
 
 
@@ -39,22 +42,58 @@ class NonFiniteGradientError(FloatingPointError):
 
 
 class Reading(NamedTuple):
-    """One parameter about to be updated.
+    """One parameter about to be updated, or a weight with its bias.
 
     Attributes:
         name: how to call the parameter in a message.
-        p: the parameter.
+        block: the parameter, with its bias if that is filtered with it.
         raw: what was gathered for it, on this process' shard.
         limit: the largest ``|p.grad|`` that the likelihood can take.
     """
 
     name: Callable[[], str]
-    p: Tensor
+    block: Block
     raw: Raw
     limit: float
 
+    @property
+    def p(self) -> Tensor:
+        """The parameter."""
+        return self.block.weight
 
-def gather(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Tensor) -> Raw:
+
+def gather(block: Block, name: Callable[[], str], *, maximize: bool, **seen: Any) -> Raw:
+    """Read a block's gradient, which stays as it is.
+
+    A bias without a gradient is no input of its layer in this step: its rows' ones become 0.
+
+    Args:
+        block: a parameter with a gradient, and perhaps its bias.
+        name: how to call it in a message.
+        maximize: whether the objective is to be maximised.
+        **seen: as below.
+
+    Returns:
+        What was gathered for the block as one tensor.
+
+    Raises:
+        TypeError: a gradient is sparse or complex.
+    """
+    raw, bias = _read(block.weight, name, maximize=maximize, **seen), block.bias
+    if bias is None:
+        return raw
+    if bias.grad is not None:
+        column = _read(bias, name, maximize=maximize).grad
+        return raw._replace(grad=block.whole(raw.grad, column))
+    grad = block.whole(raw.grad, raw.grad.new_zeros(len(bias)))
+    if raw.layer is None:
+        return raw._replace(grad=grad)
+    inputs = raw.layer.inputs.clone()
+    inputs[:, -1] = 0
+    return raw._replace(grad=grad, layer=raw.layer._replace(inputs=inputs))
+
+
+def _read(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Any) -> Raw:
     """Read ``p.grad``, which stays as it is.
 
     Args:
@@ -62,7 +101,8 @@ def gather(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Tensor
         name: how to call it in a message.
         maximize: whether the objective is to be maximised.
         **seen: fields of :class:`~filteropt.types.Raw` that were gathered, ``grad`` among them
-            where it is not ``p.grad``.
+            where it is not ``p.grad``. The rows of a layer keep their sign, which their outer
+            products do not show.
 
     Returns:
         The gradient in the belief's dtype, on this process' shard, and what was seen.
@@ -161,7 +201,9 @@ def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
     Raises:
         NonFiniteGradientError: naming the first offending parameter.
     """
-    offender = next((r for r in readings if not all(_within(x, m) for x, m in _bounded(r))), None)
+    offender = next(
+        (r for r in readings if not all(_within(x, m) for _, x, m in _bounded(r))), None
+    )
     which = "a gradient on another process" if offender is None else _describe(offender)
     raise NonFiniteGradientError(
         f"{which} is not finite, or its square overflows; nothing was changed. Find its origin "
@@ -170,17 +212,15 @@ def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
 
 
 def _describe(reading: Reading) -> str:
-    tensor, limit = next((x, m) for x, m in _bounded(reading) if not _within(x, m))
-    gathered = {id(x): name for name, x in reading.raw._asdict().items() if x is not None}
-    what = KINDS[gathered[id(tensor)]]
+    kind, tensor, limit = next(found for found in _bounded(reading) if not _within(*found[1:]))
     worst = tensor.abs().max().item()
-    return f"the {what} of {reading.name()} (magnitude {worst:.3g}, limit {limit:.3g})"
+    return f"the {KINDS[kind]} of {reading.name()} (magnitude {worst:.3g}, limit {limit:.3g})"
 
 
 def all_finite(readings: list[Reading]) -> bool:
     """Whether all that was gathered is finite, squares too, on every process that shares some."""
     buckets: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
-    for x, limit in (pair for reading in readings for pair in _bounded(reading)):
+    for _, x, limit in (found for reading in readings for found in _bounded(reading)):
         if x.numel():
             buckets.setdefault((limit, x.device, x.dtype), []).append(x)
     largest = torch.nn.utils.get_total_norm
@@ -190,16 +230,21 @@ def all_finite(readings: list[Reading]) -> bool:
     return fine
 
 
-def _bounded(reading: Reading) -> Iterator[tuple[Tensor, float]]:
-    """What was gathered, each tensor with the largest magnitude that can be used."""
-    yield reading.raw.grad, reading.limit
-    if reading.raw.rows is not None:
-        yield reading.raw.rows, squarable(reading.raw.rows.dtype)
-    if reading.raw.squares is not None:
-        largest = torch.finfo(reading.raw.squares.dtype).max
-        yield reading.raw.squares, min(largest, reading.limit * reading.limit)
-    if reading.raw.products is not None:
-        yield reading.raw.products, reading.limit
+def _bounded(reading: Reading) -> Iterator[tuple[str, Tensor, float]]:
+    """What was gathered: its kind, and each tensor with the largest magnitude that can be used."""
+    raw = reading.raw
+    yield "grad", raw.grad, reading.limit
+    if raw.rows is not None:
+        yield "rows", raw.rows, squarable(raw.rows.dtype)
+    if raw.squares is not None:
+        largest = torch.finfo(raw.squares.dtype).max
+        yield "squares", raw.squares, min(largest, reading.limit * reading.limit)
+    if raw.products is not None:
+        yield "products", raw.products, reading.limit
+    if raw.layer is not None:
+        yield "inputs", raw.layer.inputs, squarable(raw.layer.inputs.dtype)
+        largest = squarable(raw.layer.deltas.dtype)
+        yield "deltas", raw.layer.deltas, min(largest, reading.limit)
 
 
 def _within(x: Tensor, limit: float) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from filteropt import belief, engine, execute, measure
+from filteropt.blocks import Block, blocks_of
 from filteropt.engine import Filter
 from filteropt.engine.compatibility import RESERVED
 from filteropt.execute import Batch
@@ -109,10 +110,8 @@ class FilterOptimizer(SamplingOptimizer):
             )
         if not (model is None or isinstance(model, nn.Module)):
             raise TypeError(f"{type(self).__name__}: model={model!r} must be a torch.nn.Module")
-        self.preset = preset
-        self.model = model
-        self.on_nonfinite = on_nonfinite
-        self.fused = fused
+        self.preset, self.model = preset, model
+        self.on_nonfinite, self.fused = on_nonfinite, fused
         self._recipe = Recipe(type(self).__name__, preset, hyperparameters)
         self._gathering = Gathering()
         values = {name: native(value) for name, value in self._recipe.defaults.items()}
@@ -153,8 +152,8 @@ class FilterOptimizer(SamplingOptimizer):
             self._watch(bound, params)
             if merged["lr"] and merged["linearize_at"] == "prediction":
                 execute.require_prediction(bound.filter)
-            for p in params:
-                bound.form(p)  # a family may refuse a tensor that is too large for it
+            for block in blocks_of(params, bound.filter.likelihood):
+                bound.form(block)  # a family may refuse a tensor that is too large for it
             if merged["base_lr"] is None:
                 param_group["base_lr"] = float(merged["lr"])
         super().add_param_group(param_group)
@@ -166,8 +165,12 @@ class FilterOptimizer(SamplingOptimizer):
         return self._recipe.bind(group)
 
     def _watch(self, bound: Bound, params: list[Tensor]) -> None:
-        """Watch the model, if the likelihood needs more than gradients."""
-        self._gathering.watch(type(self).__name__, self.model, bound.filter.likelihood, params)
+        """Watch the model, if the likelihood or the basis needs more than gradients."""
+        for part in (bound.filter.likelihood, bound.filter.basis):
+            self._gathering.watch(type(self).__name__, self.model, part, params)
+
+    def _loaded(self) -> None:
+        self._gathering.clear(self.state)
 
     # The step ---------------------------------------------------------------------------------
 
@@ -209,68 +212,89 @@ class FilterOptimizer(SamplingOptimizer):
         bounds = [self._bind(group) for group in self.param_groups]
         work = [self._read(i, bound) for i, bound in enumerate(bounds)]
         if not measure.all_finite([r for _, readings, _ in work for r in readings]):
-            if self.on_nonfinite == "skip":
-                self._gathering.clear()
-                return loss
             self._gathering.clear()
+            if self.on_nonfinite == "skip":
+                return loss
             measure.raise_nonfinite([r for _, readings, _ in work for r in readings])
         for group, bound, (frozen, readings, batches) in zip(
             self.param_groups, bounds, work, strict=True
         ):
-            for p in (*frozen, *(reading.p for reading in readings)):
-                self._prepare(group, p, bound)
+            for block in (*frozen, *(reading.block for reading in readings)):
+                self._prepare(group, block, bound)
             gain = self._recipe.gain(group)
             for batch in batches:
                 execute.update(bound, batch, self.state, gain=gain)
-        self._gathering.clear()
+        self._gathering.clear(self.state)
         return loss
 
-    def _read(self, index: int, bound: Bound) -> tuple[list[Tensor], list[Reading], list[Batch]]:
+    def _read(self, index: int, bound: Bound) -> tuple[list[Block], list[Reading], list[Batch]]:
         """Gather and plan a group's step, before anything is changed."""
         group = self.param_groups[index]
-        live = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
+        blocks = self._blocks(group, bound)
+        live = [(i, b) for i, b in blocks if any(p.grad is not None for p in b.members)]
         if not group["lr"]:
-            return [p for _, p in live], [], []
+            return [block for _, block in live], [], []
+        for i, block in live:
+            if block.weight.grad is None:
+                raise RuntimeError(
+                    f"{self._called(index, i, block)} has a gradient in its bias alone: freeze the "
+                    f"bias, too, or filter it by itself (bias='diagonal', or another group)"
+                )
         readings, ages = [], []
-        params = [p for _, p in live]
+        params = [p for _, block in live for p in block.members]
         self._watch(bound, params)  # a group may change its mind
         gathered = self._gathering.look(bound.filter.likelihood, params)
-        for i, p in live:
-            name = partial(measure.name_of, self.param_groups, index, i, self.model)
+        of_layers = self._gathering.look(bound.filter.basis, params)
+        for i, block in live:
+            p, name = block.weight, partial(self._called, index, i, block)
             state = self.state.get(p, {})
             if state.get("evaluating"):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
             if state:
-                belief.require_kept(bound, p, state, name)
-            raw = measure.gather(p, name, maximize=group["maximize"], **gathered.get(p, {}))
+                belief.require_kept(bound, block, state, name)
+            seen = {**gathered.get(p, {}), **of_layers.get(p, {})}
+            raw = measure.gather(block, name, maximize=group["maximize"], **seen)
             largest = torch.finfo(raw.grad.dtype).max
             limit = min(largest, bound.filter.likelihood.gradient_limit(raw.grad.dtype))
-            readings.append(Reading(name, p, raw, limit))
+            readings.append(Reading(name, block, raw, limit))
             ages.append(1 + float(state.get("step", 0.0)))
         strict = group["linearize_at"] == "prediction"
         gain = self._recipe.gain(group)
         return [], readings, execute.plan(bound, readings, ages, gain=gain, strict=strict)
 
-    def _prepare(self, group: Group, p: Tensor, bound: Bound) -> None:
-        """Give a parameter the state that its group's options need, and no other."""
-        state = self.state[p]
-        if not state or (group["lr"] and not group["base_lr"] and not state["step"]):
-            state.update(self._fresh(group, p))
+    def _prepare(self, group: Group, block: Block, bound: Bound) -> None:
+        """Give a block's parameters the state that their group's options need, and no other."""
         strict = group["linearize_at"] == "prediction"  # and it may change its mind
-        for name in state.keys() - {*bound.names(p), *(RESERVED if strict else ("step",))}:
-            del state[name]
-        if strict and "evaluating" not in state:
-            state.update(belief.strict_state(bound.filter.dynamics.k))
+        for p in block.members:
+            if p.grad is None:
+                continue
+            state, own = self.state[p], bound.names(block) if p is block.weight else ()
+            if not state or (group["lr"] and not group["base_lr"] and not state["step"]):
+                state.update(self._fresh(group, block, p))
+            for name in state.keys() - {*own, *(RESERVED if strict else ("step",))}:
+                del state[name]
+            if strict and "evaluating" not in state:
+                state.update(belief.strict_state(bound.filter.dynamics.k))
 
-    def _fresh(self, group: Group, p: Tensor) -> Group:
-        """The state before the first gradient: the constructed ``lr``'s prior."""
+    def _fresh(self, group: Group, block: Block, p: Tensor) -> Group:
+        """A member's state before the first gradient: of the constructed ``lr``'s prior."""
         filter = self._bind({**group, "lr": group["base_lr"] or group["lr"]}).filter
-        initial = engine.init(filter, p)
-        step = torch.zeros((), dtype=torch.float32, device="cpu")
+        step = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
         strict = group["linearize_at"] == "prediction"
         kept = belief.strict_state(filter.dynamics.k) if strict else {}
-        return {"step": step, **dict(zip(names(initial), leaves(initial), strict=True)), **kept}
+        if p is not block.weight:
+            return {**step, **kept}
+        initial = engine.init(filter, block.whole(*block.members))
+        return {**step, **dict(zip(names(initial), leaves(initial), strict=True)), **kept}
 
     def _expected_state(self, group: Group, p: Tensor) -> set[str]:
         """The names of the tensors that a parameter of such a group keeps."""
-        return set(self._fresh(group, torch.empty(p.shape, device="meta")))
+        mine = next(g for g in self.param_groups if any(q is p for q in g["params"]))
+        block = self._block(mine, self._bind(group), p)
+        bare = [torch.empty(q.shape, device="meta") for q in block.members]
+        return set(self._fresh(group, Block(*bare), bare[p is not block.weight]))
+
+    def _called(self, index: int, i: int, block: Block) -> str:
+        """What to call a block in a message."""
+        name = measure.name_of(self.param_groups, index, i, self.model)
+        return name if block.bias is None else f"{name} (with its bias)"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from filteropt.measure import is_dtensor
 from filteropt.passes import at_mean
-from filteropt.priors import give, leaves_of, prior_for
+from filteropt.priors import give, leaves_of, priors_for
 from filteropt.sampling import SamplingOptimizer
 from filteropt.signature import plain
 
@@ -173,10 +173,13 @@ def load_prior(
             f"{unknown} beside; strict=False takes what both have"
         )
     priors = []
+    there = {p: saved.beliefs[name] for name, (p, _) in named.items() if name in saved.beliefs}
     for name, (p, group) in named.items():
-        if name in saved.beliefs:
+        block = opt._block(group, opt._bind(group), p)
+        found = {q: there[q] for q in block.members if q in there}
+        if found and p is block.weight:
             try:
-                priors.append(prior_for(opt, group, p, saved.beliefs[name], fading=fading))
+                priors += priors_for(opt, group, block, found, fading=fading)
             except ValueError as error:
                 raise ValueError(f"load_prior: {os.fspath(path)}: {name!r} {error}") from error
     give(opt, priors)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from filteropt import engine
+from filteropt.blocks import Block
 from filteropt.dtypes import belief_dtype
 from filteropt.linalg import scalar
 from filteropt.trees import leaves, names, restore, tree_map
 from filteropt.types import Belief, State
 
-__all__ = ["Prior", "give", "leaves_of", "prior_for"]
+__all__ = ["Prior", "give", "leaves_of", "priors_for"]
 
 ROOT = "covariance_root"
 
@@ -41,35 +42,74 @@ def leaves_of(opt: Any, p: Tensor) -> dict[str, Tensor]:
         p: one of its parameters.
 
     Returns:
-        Tensors by the names that they have in a ``state_dict``.
+        Tensors by the names that they have in a ``state_dict``; none for a bias whose weight has
+        them.
 
     Raises:
         ValueError: covariances in other coordinates than the weights'.
     """
-    filter, _, state = opt._belief("save_posterior", p)
+    filter, _, state, block = opt._belief("save_posterior", p)
     _require_own_coordinates(filter)
+    if p is not block.weight:
+        return {}
     bare = State(Belief((), state.belief.cov), (), ())
     return dict(zip(names(bare), leaves(bare), strict=True))
 
 
-def prior_for(
-    opt: Any, group: dict[str, Any], p: Tensor, saved: Mapping[str, Tensor], *, fading: bool
-) -> Prior:
-    """Make a parameter's prior of what was saved, changing nothing.
+def priors_for(
+    opt: Any,
+    group: dict[str, Any],
+    block: Block,
+    saved: Mapping[Tensor, Mapping[str, Tensor]],
+    *,
+    fading: bool,
+) -> list[Prior]:
+    """Make the priors of a block's parameters of what was saved, changing nothing.
 
     Args:
         opt: the optimizer.
-        group: the parameter's group.
-        p: the parameter.
-        saved: ``mean``, ``variance`` and the family's leaves.
+        group: the parameters' group.
+        block: a parameter, with its bias if that is filtered with it.
+        saved: ``mean``, ``variance`` and the family's leaves, by parameter.
         fading: whether dynamics may forget to a prior of their own.
 
     Returns:
-        The prior.
+        The priors.
 
     Raises:
         ValueError: a clause that says why there is none.
     """
+    if len(saved) < len(block.members):
+        raise ValueError("is filtered with its bias, of which there is none there, or it alone")
+    means = {p: _mean(p, saved[p]) for p in block.members}
+    if not (group["base_lr"] or group["lr"]):
+        return [Prior(p, mean, None) for p, mean in means.items()]
+    variance = block.whole(*(_variance(p, saved[p]) for p in block.members))
+    filter = opt._bind(group).filter
+    engine.check(filter)
+    _require_start(filter, fading=fading)
+    start = opt._bind({**group, "lr": group["base_lr"] or group["lr"]}).filter
+    fresh = engine.init(start, block.whole(*block.members))
+    kept = dict(zip(names(fresh), leaves(fresh), strict=True))
+    bare = State(Belief((), fresh.belief.cov), (), ())
+    own = dict(zip(names(bare), leaves(bare), strict=True))
+    there = {leaf: x.to(variance) for leaf, x in saved[block.weight].items()}
+    kept |= _covariance(filter, own, {**there, "variance": variance})
+    numbers = tree_map(float, engine.scalars(filter, 0.0))
+    mean = block.whole(*means.values()).to(variance)
+    found = engine.variance(filter, numbers, restore(fresh, kept.values()), mean)
+    if not torch.allclose(found.reshape(variance.shape), variance, rtol=1e-3, atol=0.0):
+        raise ValueError(
+            "would have other variances than it has there: either the file is damaged, or what "
+            f"{type(filter.posterior).__name__} keeps is relative to another prior"
+        )
+    states = [opt._fresh(group, block, p) for p in block.members]
+    states[0].update(kept)
+    return [Prior(*of, state) for of, state in zip(means.items(), states, strict=True)]
+
+
+def _mean(p: Tensor, saved: Mapping[str, Tensor]) -> Tensor:
+    """A parameter's saved mean, in its own dtype."""
     if "mean" not in saved:
         raise ValueError("has no mean there")
     mean = saved["mean"].to(p.device, p.dtype)
@@ -77,30 +117,17 @@ def prior_for(
         raise ValueError(f"has the shape {tuple(p.shape)}, but {tuple(mean.shape)} there")
     if not bool(mean.isfinite().all()):
         raise ValueError("has a mean there that is not finite")
-    if not (group["base_lr"] or group["lr"]):
-        return Prior(p, mean, None)
+    return mean
+
+
+def _variance(p: Tensor, saved: Mapping[str, Tensor]) -> Tensor:
+    """A parameter's saved variance, in the belief's dtype."""
     if "variance" not in saved:
         raise ValueError("was frozen there, so that nothing was believed of it")
-    like = p.detach().to(belief_dtype(p))
-    saved = {leaf: x.to(like) for leaf, x in saved.items()}
-    variance = saved["variance"]
+    variance = saved["variance"].to(p.device, belief_dtype(p))
     if variance.shape != p.shape or not bool(((variance > 0) & variance.isfinite()).all()):
         raise ValueError("has variances there that are not all positive and finite")
-    filter = opt._bind(group).filter
-    engine.check(filter)
-    _require_start(filter, fading=fading)
-    fresh = engine.init(opt._bind({**group, "lr": group["base_lr"] or group["lr"]}).filter, p)
-    kept = dict(zip(names(fresh), leaves(fresh), strict=True))
-    bare = State(Belief((), fresh.belief.cov), (), ())
-    kept |= _covariance(filter, dict(zip(names(bare), leaves(bare), strict=True)), saved)
-    numbers = tree_map(float, engine.scalars(filter, 0.0))
-    found = engine.variance(filter, numbers, restore(fresh, kept.values()), like)
-    if not torch.allclose(found, variance, rtol=1e-3, atol=0.0):
-        raise ValueError(
-            "would have other variances than it has there: either the file is damaged, or what "
-            f"{type(filter.posterior).__name__} keeps is relative to another prior"
-        )
-    return Prior(p, mean, {**opt._fresh(group, p), **kept})
+    return variance
 
 
 def _covariance(
@@ -152,7 +179,7 @@ def give(opt: Any, priors: Iterable[Prior]) -> None:
 
     Args:
         opt: the optimizer.
-        priors: what :func:`prior_for` made.
+        priors: what :func:`priors_for` made.
     """
     for p, mean, state in priors:
         p.copy_(mean)

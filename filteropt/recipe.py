@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from filteropt import engine
+from filteropt.blocks import Block
 from filteropt.engine import Filter
 from filteropt.hyperparameters import LearningRate, check_values, hints_of
 from filteropt.signature import plain, preset_values, scheduled_names
@@ -40,13 +41,13 @@ class Bound:
     forms: dict[torch.Size, State] = field(default_factory=dict)
     kept: dict[torch.Size, list[str]] = field(default_factory=dict)
 
-    def form(self, p: Tensor) -> State:
+    def form(self, p: Tensor | Block) -> State:
         """A state of the form that ``p`` needs."""
         if p.shape not in self.forms:
             self.forms[p.shape] = engine.template(self.filter, p.shape)
         return self.forms[p.shape]
 
-    def names(self, p: Tensor) -> list[str]:
+    def names(self, p: Tensor | Block) -> list[str]:
         """What the tensors of ``p``'s state are called."""
         if p.shape not in self.kept:
             self.kept[p.shape] = names(self.form(p))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ __all__ = [
     "observed",
     "pack",
     "predict",
+    "transport",
 ]
 
 
@@ -192,7 +193,7 @@ def move(
     assert isinstance(obs.curvature, Diag), "engine.check admits only diagonal curvature"
     grad = obs.grad + obs.curvature.values * disp if aux else obs.grad
     means = tuple(mean - gain * grad for mean, gain in zip(aux, column[1:], strict=True))
-    weight = -column[0] * grad
+    weight = (column[0] * grad).neg_()
     return (disp + weight if aux else weight), Belief(means, cov)
 
 
@@ -206,6 +207,43 @@ def carry(aux: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]:
     """The predicted means of latents 1 … k−1."""
     carried: tuple[Any, ...] = tuple(drift(aux, row) for row in transition.F[1:])
     return carried
+
+
+def transport(cov: Sequence[Tensor], variances: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    r"""The form where every entry of the covariances is replaced by averages over the weights.
+
+    A new coordinate's covariance is :math:`\sum_j w_{ij}\,\Sigma_j` with weights
+    :math:`w_{ij} \ge 0`. So is the part of it that the latents before do not tell, and what an
+    average adds to that is no less than 0: nothing is subtracted from a variance.
+
+    Derived in :eq:`eq-transport`.
+
+    Args:
+        cov: the form of k latents.
+        variances: the averages, :math:`d_i' = \sum_j w_{ij} d_j`.
+
+    Returns:
+        The form of the averaged covariances.
+    """
+    slopes, residuals = _unpack(cov)
+    k, tiny = len(residuals), torch.finfo(residuals[0].dtype).tiny
+    rows: list[list[Any]] = [[*slopes[i], 1.0] for i in range(k)]
+    new_slopes: list[list[Tensor]] = [[] for _ in range(k)]
+    new_residuals: list[Tensor] = []
+    for i in range(k):
+        for j in range(i + 1):
+            before = range(j if i == j else j + 1)
+            shared: Any = sum((rows[i][m] * rows[j][m] * residuals[m] for m in before), 0.0)
+            told = (new_slopes[i][m] * new_slopes[j][m] * new_residuals[m] for m in range(j))
+            mapped = variances(shared) if isinstance(shared, Tensor) else 0.0
+            extra: Any = mapped - sum(told, 0.0)
+            if i > j:
+                new_slopes[i].append(extra / new_residuals[j])
+                continue
+            own = variances(residuals[i])
+            total = own + extra.clamp_min(0) if isinstance(extra, Tensor) else own
+            new_residuals.append(total.clamp_min(tiny))
+    return _pack(new_slopes, new_residuals)
 
 
 def covariance(cov: Sequence[Tensor]) -> Tensor:

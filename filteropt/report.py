@@ -21,11 +21,15 @@ __all__ = ["Report", "Row", "report", "variance_without_evidence"]
 NAN = float("nan")
 Fractions: TypeAlias = tuple[float, float, float]
 POOR = 0.9
-RICH = {"Adam": 1 - 0.9**2, "natural gradient": 1 - 0.9}
+RICH = {"Adam": 1 - 0.9**2, "whitening": 1 - 0.9**2, "natural gradient": 1 - 0.9}
 """Variances, over that without evidence, from which they are within a tenth of either limit."""
 FALLEN, WIDE = 1e-6, 10.0
 """The fraction of the first variance, and the multiple of the weights, that are warned of."""
-LIKE = {"Adam": "as Adam moves them", "natural gradient": "by natural gradient"}
+LIKE = {
+    "Adam": "as Adam moves them",
+    "whitening": "along the whitened gradient",
+    "natural gradient": "by natural gradient",
+}
 GATHERED = {"jacobians": "Jacobians", "labels": "fisher passes", "samples": "draws"}
 
 
@@ -45,8 +49,10 @@ class Row(NamedTuple):
         data_poor: the fraction of weights that move as SGD moves them.
         between: the fraction in between.
         data_rich: the fraction that move as Adam, or natural gradient, moves them.
-        limit: which of the two, ``"Adam"`` or ``"natural gradient"``, or empty if neither is meant.
-        state_bytes: what is kept of each weight beside itself, in bytes.
+        limit: which of them, ``"Adam"``, for matrices in both of their factors' coordinates
+            ``"whitening"``, or ``"natural gradient"``; empty if none is meant.
+        state_bytes: what is kept of each weight beside itself, in bytes; of a weight and a bias
+            that are filtered together, on average.
         gathered: where the curvature comes from; ``"never"`` before any gradient.
         warnings: signs that a belief has collapsed.
     """
@@ -137,8 +143,7 @@ def _row(opt: Any, group: dict[str, Any], p: Tensor, name: str) -> Row:
     steps = int(state.get("step", 0))
     weights = local(p.detach()).to(belief_dtype(p))
     rms = float(weights.square().mean().sqrt())
-    tensors = [local(x) for x in (state or opt._fresh(group, p)).values() if isinstance(x, Tensor)]
-    size = sum(x.numel() * x.element_size() for x in tensors) / max(1, weights.numel())
+    size = _bytes(opt, group, p)
     believes = bool(group["base_lr"] or group["lr"]) and weights.numel() > 0
     variance = local(opt.posterior_variance(p)) if believes else weights.new_empty(0)
     low, sd, high = _quantiles(variance, (0.05, 0.5, 0.95))
@@ -155,6 +160,15 @@ def _row(opt: Any, group: dict[str, Any], p: Tensor, name: str) -> Row:
     )  # fmt: skip
 
 
+def _bytes(opt: Any, group: dict[str, Any], p: Tensor) -> float:
+    """What is kept of each weight of the block that a parameter is in."""
+    block = opt._block(group, opt._bind(group), p)
+    kept = [(opt.state.get(q) or opt._fresh(group, block, q)).values() for q in block.members]
+    tensors = [local(x) for values in kept for x in values if isinstance(x, Tensor)]
+    total = sum(local(q).numel() for q in block.members)
+    return sum(x.numel() * x.element_size() for x in tensors) / max(1, total)
+
+
 def _quantiles(variance: Tensor, chances: tuple[float, ...]) -> list[float]:
     """Quantiles of finite standard deviations, each one of them; NaN where there are none."""
     finite = variance[variance.isfinite()].sort().values
@@ -168,7 +182,9 @@ def _regime(filter: Filter, variance: Tensor) -> tuple[str, float, Fractions]:
     """The data-rich limit, the median settled fraction, and how many weights are where."""
     transition = filter.dynamics.transition(scalar(1))
     alone = variance_without_evidence(transition)
-    if alone is None:
+    if (
+        alone is None or transition.mixing is not None
+    ):  # which adds what the other weights' means say
         return "", NAN, (NAN, NAN, NAN)
     ratio = variance / alone
     settled = _quantiles(ratio, (0.5,))[0] ** 2
@@ -176,6 +192,9 @@ def _regime(filter: Filter, variance: Tensor) -> tuple[str, float, Fractions]:
         return "", settled, (NAN, NAN, NAN)
     poor = float((ratio > POOR).double().mean())
     limit = _limit(transition)
+    matrices = filter.posterior.mixes or (filter.basis.turns and variance.dim() > 1)
+    if limit == "Adam" and matrices:
+        limit = "whitening"
     if not limit:
         return "", settled, (poor, NAN, NAN)
     rich = float((ratio < RICH[limit]).double().mean())
@@ -229,18 +248,26 @@ def variance_without_evidence(transition: Transition) -> float | None:
 
 
 def _gathered(opt: Any, group: dict[str, Any], filter: Filter, p: Tensor, steps: int) -> str:
-    """Where a parameter's curvature comes from."""
+    """Where a parameter's curvature comes from, and the coordinates of its basis."""
     likelihood = filter.likelihood
     if not steps:
         return "never" if p.requires_grad and group["lr"] else "frozen"
+    block = opt._block(group, opt._bind(group), p)
+    rows = _seen(opt._gathering.layers, block.weight).replace("hooks", "rows")
+    basis = f", basis of {rows}" if filter.basis.needs > {"grad"} and p.dim() > 1 else ""
     if not likelihood.informative:
-        return "nothing"
+        return "nothing" + basis
     if likelihood.needs <= {"grad"}:
-        return "gradient"
-    source, examples = likelihood.core.source, opt._gathering.examples
-    if source != "examples":
-        return GATHERED[source]
-    seen = "" if examples is None else examples.coverage.get(examples.names.get(p), "")
+        return "gradient" + basis
+    source = likelihood.core.source
+    if source == "layers":
+        return rows
+    return _seen(opt._gathering.examples, p) if source == "examples" else GATHERED[source]
+
+
+def _seen(watcher: Any, p: Tensor) -> str:
+    """How a parameter's examples were last looked at."""
+    seen = "" if watcher is None else watcher.coverage.get(watcher.names.get(p), "")
     return seen or "not seen"
 
 

@@ -49,9 +49,9 @@ class SamplingOptimizer(BeliefOptimizer):
         .. math:: w = \mu + \sqrt{T}\, L \epsilon, \qquad \Sigma = L L^\top, \quad
             \epsilon \sim N(0, I)
 
-        Weights are drawn tensor by tensor: the covariance is that of each tensor's (or weight's)
-        optimum given the others. In place, and restored bit for bit on the way out, whatever
-        happens inside.
+        Weights are drawn tensor by tensor (and a bias with its weight, where it is filtered with
+        it): the covariance is that of each tensor's (or weight's) optimum given the others. In
+        place, and restored bit for bit on the way out, whatever happens inside.
 
         With ``train=True`` the gradients computed inside are those of the next step: the minibatch
         is linearised about the draw instead of the mean. As ever, they add up in ``p.grad`` over
@@ -238,18 +238,19 @@ class SamplingOptimizer(BeliefOptimizer):
         for index, group in enumerate(self.param_groups):
             if not (group["base_lr"] or group["lr"]):
                 continue  # frozen from the start: nothing is believed yet
-            ever = [p.requires_grad or bool(self.state.get(p)) for p in group["params"]]
-            places = [i for i, trained in enumerate(ever) if trained]  # also if frozen since
-            params = [group["params"][i] for i in places]
             bound, numbers = self._bind(group), dict[float, engine.Scalars]()
             filter, scored = bound.filter, train and "products" in bound.filter.likelihood.needs
-            for i, p, eps in zip(places, params, noise(params, generator), strict=True):
-                name = partial(name_of, self.param_groups, index, i, self.model)
-                age, state = self._recall(group, bound, p)
+            blocks = [(i, b) for i, b in self._blocks(group, bound) if self._believed(b.weight)]
+            normal = iter(noise([p for _, b in blocks for p in b.members], generator))
+            for i, block in blocks:
+                p, name = block.weight, partial(name_of, self.param_groups, index, i, self.model)
+                age, state = self._recall(group, bound, block)
                 if age not in numbers:
                     numbers[age] = tree_map(float, engine.scalars(filter, age))
-                weights = local(p.detach()).to(belief_dtype(p))
+                weights, *bias = (local(q.detach()) for q in block.members)
+                weights = block.whole(weights.to(belief_dtype(p)), *bias)
                 about = numbers[age], tree_map(local, state), weights
+                eps = block.whole(*(next(normal) for _ in block.members))
                 offset = torch.zeros_like(eps)  # also where the variance is not finite
                 if temperature:
                     offset = temperature**0.5 * engine.sample(filter, *about, eps)
@@ -262,8 +263,14 @@ class SamplingOptimizer(BeliefOptimizer):
                 if scored:
                     self._require_scored(name(), p, temperature)
                     score = offset / (temperature * engine.variance(filter, *about))
-                draws.append(Draw(p, local(p.detach()).clone(), offset, score))
+                for q, part in block.split(offset):
+                    if q is p or self._believed(q):
+                        draws.append(Draw(q, local(q.detach()).clone(), part, score))
         return draws
+
+    def _believed(self, p: Tensor) -> bool:
+        """Whether a parameter is trained, or was before it was frozen."""
+        return p.requires_grad or bool(self.state.get(p))
 
     def _require_scored(self, name: str, p: Tensor, temperature: float) -> None:
         if is_dtensor(p):

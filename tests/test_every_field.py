@@ -20,6 +20,9 @@ from filteropt.approximations import (
     FixedPoint,
     GaussNewton,
     GaussNewtonDiagonal,
+    Kronecker,
+    KroneckerEigenbasis,
+    LayerGradients,
     NoCurvature,
     OneStepAhead,
     PerExample,
@@ -36,6 +39,7 @@ from filteropt.engine import Filter
 from filteropt.models import (
     FixedNoise,
     ForgetToPrior,
+    KroneckerDrift,
     MomentumAugmented,
     ProportionalNoise,
     RandomWalk,
@@ -80,6 +84,16 @@ CHANGES = [
     (Dense(0.3), {"initial_variance": [None, 0.4]}),
     (FixedPoint(), {"method": ["exact"]}),
     (OneStepAhead(Diagonal(0.3)), {"posterior": [Diagonal(0.4), FixedPoint()]}),
+    (KroneckerDrift(0.1, 0.5, left=0.01),
+     {"lr": [0.2], "prior_variance": [0.7], "weight_decay": [0.0, 0.3],
+      "discretization": ["exact"], "left": [0.0, 0.02], "right": [0.01]}),
+    (LayerGradients(), {**AVERAGES, "rows": [2]}),
+    (Kronecker("reverse", initial_variance=0.3),
+     {"projection": ["forward", "first-order"], "rounds": [1], "initial_variance": [None, 0.4]}),
+    (KroneckerEigenbasis(update_every=1),
+     {"factors": ["layers"], "beta": [0.3], "update_every": [2], "refresh_by": ["eigh"],
+      "transport": ["keep"], "max_dim": [2]}),
+    (KroneckerEigenbasis("layers", update_every=1), {"rows": [2]}),
 ]  # fmt: skip
 RESOURCES = {
     ("GaussNewton", "memory"),
@@ -89,6 +103,11 @@ RESOURCES = {
     ("PerExample", "uncovered"),  # tests/test_per_example.py
     ("Price", "sync"),  # tests/contract/test_distributed.py
     ("SampledSquaredGradient", "sync"),
+    ("Kronecker", "max_dim"),
+    ("Kronecker", "dtype"),  # tests/test_kronecker.py
+    ("LayerGradients", "joint"),  # tests/test_kronecker_filter.py, where layers have biases
+    ("LayerGradients", "sharing"),  # tests/test_layer_rows_layers.py, where layers have places
+    ("KroneckerEigenbasis", "sharing"),
 }
 """Fields that change no numbers of a plain run in one process."""
 
@@ -102,10 +121,15 @@ def compose(part):
         likelihood = part
         posterior = Dense(0.3) if isinstance(part, GaussNewton) else posterior
         posterior = Retracted(0.3) if part.signed else posterior
+    elif hasattr(part, "forward"):
+        return Filter(dynamics, likelihood, posterior, part)
     else:
         posterior = part
     if isinstance(part, SquareRooted):
         dynamics = ForgetToPrior(0.1, 0.5)
+    if isinstance(part, (KroneckerDrift, LayerGradients, Kronecker)):
+        posterior = part if isinstance(part, Kronecker) else Kronecker(initial_variance=0.3)
+        likelihood = part if isinstance(part, LayerGradients) else LayerGradients()
     return Filter(dynamics, likelihood, posterior)
 
 

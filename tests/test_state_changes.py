@@ -35,6 +35,17 @@ def test_state_that_is_no_longer_needed_is_dropped_and_checkpoints_stay_loadable
         opt.step()
 
 
+def test_a_checkpoint_is_loaded_as_often_as_one_likes():
+    w = torch.nn.Parameter(torch.ones(3))
+    opt = filteropt.AdaBayes([w])
+    saved = copy.deepcopy(opt.state_dict())
+    for _ in range(2):
+        opt.load_state_dict(saved)
+    w.grad = torch.ones(3)
+    opt.step()
+    assert opt.state_dict()["param_groups"][0].keys() >= saved["param_groups"][0].keys()
+
+
 def test_the_belief_asked_for_after_such_a_change_says_what_is_missing():
     p = torch.nn.Parameter(torch.ones(2, dtype=DOUBLE))
     opt = filteropt.BayesRMSprop([p], fixed_point=True)

@@ -9,6 +9,9 @@ from filteropt.approximations.diagonal import Diagonal
 from filteropt.approximations.fixed_point import FixedPoint
 from filteropt.approximations.gauss_newton import GaussNewton, GaussNewtonDiagonal
 from filteropt.approximations.identity import Identity
+from filteropt.approximations.kronecker import Kronecker, KroneckerCovariance
+from filteropt.approximations.kronecker_eigenbasis import KroneckerEigenbasis
+from filteropt.approximations.layer_gradients import LayerGradients
 from filteropt.approximations.no_curvature import NoCurvature
 from filteropt.approximations.one_step_ahead import OneStepAhead
 from filteropt.approximations.per_example import PerExample
@@ -33,6 +36,10 @@ __all__ = [
     "GaussNewton",
     "GaussNewtonDiagonal",
     "Identity",
+    "Kronecker",
+    "KroneckerCovariance",
+    "KroneckerEigenbasis",
+    "LayerGradients",
     "NoCurvature",
     "OneStepAhead",
     "PerExample",

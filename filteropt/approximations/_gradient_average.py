@@ -10,7 +10,7 @@ from torch import Tensor
 
 from filteropt.hyperparameters import Momentum, Positive, check_fields
 from filteropt.linalg import scalar
-from filteropt.types import Likelihood, Memory, Packed
+from filteropt.types import Likelihood, Memory, Packed, Turn
 
 __all__ = ["GradientAverage", "GradientLikelihood", "PulledLikelihood", "bias_correction"]
 
@@ -44,12 +44,16 @@ class GradientAverage(NamedTuple):
         """One average shaped like ``p``, at zero, or nothing."""
         return () if self.beta is None else FirstMoment(torch.zeros_like(p))
 
+    def transport(self, like: Any, turn: Turn) -> Memory:
+        """The average, in coordinates that turned."""
+        return () if self.beta is None else FirstMoment(turn.means(like.exp_avg))
+
     def update(self, like: Any, grad: Tensor, scalars: Packed) -> tuple[Tensor, Memory]:
         """The pull, and the new average."""
         if not scalars:
             return grad, like
         beta, correction = scalars
-        exp_avg = beta * like.exp_avg + (1 - beta) * grad
+        exp_avg = (beta * like.exp_avg).add_((1 - beta) * grad)
         return exp_avg / correction, FirstMoment(exp_avg)
 
 
@@ -74,6 +78,10 @@ class PulledLikelihood(Likelihood):
     def init(self, p: Tensor) -> Memory:
         """The gradient's average, at zero, if there is one."""
         return self._average.init(p)
+
+    def transport(self, like: Any, turn: Turn) -> Memory:
+        """The gradient's average, in coordinates that turned."""
+        return self._average.transport(like, turn)
 
     def _pull(self, like: Any, grad: Tensor, numbers: Packed) -> tuple[Tensor, Memory]:
         """The gradient that moves the mean, and the new average."""

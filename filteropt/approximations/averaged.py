@@ -12,7 +12,7 @@ from filteropt.approximations._gradient_average import bias_correction
 from filteropt.approximations._wrapped import WrappedLikelihood
 from filteropt.approximations.squared_gradient import SquaredGradient
 from filteropt.hyperparameters import Momentum, Nonnegative, check_fields
-from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw
+from filteropt.types import Belief, Diag, Likelihood, Memory, Observation, Packed, Raw, Turn
 
 __all__ = ["Averaged"]
 
@@ -91,10 +91,16 @@ class Averaged(WrappedLikelihood):
         *numbers, beta2, _, _ = scalars
         obs, own = self.likelihood.observe(like.own, raw, p, prior, tuple(numbers))
         assert isinstance(obs.curvature, Diag), "construction admits only diagonal curvature"
-        moments = Moments(own, beta2 * like.exp_avg_sq + (1 - beta2) * obs.curvature.values)
+        new = (1 - beta2) * obs.curvature.values
+        moments = Moments(own, (beta2 * like.exp_avg_sq).add_(new))
         return obs._replace(curvature=self.curvature(moments, p, scalars)), moments
 
     def curvature(self, like: Moments, p: Tensor, scalars: Packed) -> Diag:
         """The debiased average of Λ, plus ε."""
         *_, divisor, eps = scalars
-        return Diag(like.exp_avg_sq / divisor + eps)
+        return Diag((like.exp_avg_sq / divisor).add_(eps))
+
+    def transport(self, like: Moments, turn: Turn) -> Moments | None:
+        """Both, in coordinates that turned."""
+        own = self.likelihood.transport(like.own, turn)
+        return None if own is None else Moments(own, turn.variances(like.exp_avg_sq))

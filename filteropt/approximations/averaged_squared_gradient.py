@@ -12,7 +12,7 @@ from torch import Tensor
 from filteropt.approximations.averaged import Averaged, Moments
 from filteropt.approximations.squared_gradient import SquaredGradient
 from filteropt.hyperparameters import Momenta, Nonnegative, Positive, check_fields
-from filteropt.types import Belief, Diag, Likelihood, Observation, Packed, Raw
+from filteropt.types import Belief, Diag, Likelihood, Observation, Packed, Raw, Turn
 
 __all__ = ["AveragedSquaredGradient"]
 
@@ -90,3 +90,7 @@ class AveragedSquaredGradient(Likelihood):
     def curvature(self, like: Any, p: Tensor, scalars: Packed) -> Diag:
         """The debiased average of g², plus ε."""
         return self.composed.curvature(like, p, scalars)
+
+    def transport(self, like: Any, turn: Turn) -> Moments | None:
+        """Both averages, in coordinates that turned."""
+        return self.composed.transport(like, turn)

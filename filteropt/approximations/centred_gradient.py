@@ -12,7 +12,7 @@ from filteropt.approximations._gradient_average import GradientLikelihood
 from filteropt.dtypes import squarable
 from filteropt.hyperparameters import Momentum
 from filteropt.linalg import scalar
-from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw
+from filteropt.types import Belief, Diag, Memory, Observation, Packed, Raw, Turn
 
 __all__ = ["CentredGradient"]
 
@@ -93,3 +93,7 @@ class CentredGradient(GradientLikelihood):
         spread = grad - like.centre / divisor
         centre = beta * like.centre + (1 - beta) * grad
         return Observation(pull, Diag(unbias * (spread * spread))), Centre(first, centre)
+
+    def transport(self, like: Centre, turn: Turn) -> Centre:
+        """Both averages, in coordinates that turned."""
+        return Centre(self._average.transport(like.first, turn), turn.means(like.centre))

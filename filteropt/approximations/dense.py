@@ -16,6 +16,7 @@ from filteropt.types import (
     Diag,
     LowRank,
     Observation,
+    Outer,
     Packed,
     Posterior,
     Scalar,
@@ -104,7 +105,9 @@ class Dense(Posterior):
         """What the other latents' means move the weights by."""
         return regression.drift(belief.aux, transition.F[0])
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+    def propagate(
+        self, belief: Belief, transition: Transition, p: Tensor | None = None
+    ) -> tuple[Scalar | Tensor, Belief]:
         """Σ⁻ = c F Σ⁺ Fᵀ + Q, pulled, and the latents' means F μ⁺."""
         aux = regression.carry(belief.aux, transition)
         (root,) = belief.cov
@@ -152,8 +155,9 @@ def _square(root: Tensor) -> Tensor:
     return root.reshape(root.shape[-1], root.shape[-1])
 
 
-def _rows(curvature: Diag | LowRank) -> Tensor:
+def _rows(curvature: Diag | LowRank | Outer) -> Tensor:
     """J with Λ = JᵀJ, ``(r, n)``."""
     if isinstance(curvature, LowRank):
         return curvature.rows.flatten(1) if curvature.rows.dim() > 1 else curvature.rows[:, None]
+    assert isinstance(curvature, Diag), "engine.check admits no other curvature"
     return curvature.values.reshape(-1).sqrt().diag()

@@ -12,7 +12,7 @@ from filteropt import regression
 from filteropt.hyperparameters import Interval, check_fields
 from filteropt.linalg import overshoots
 from filteropt.regression import condition, independent, predict
-from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition
+from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition, Turn
 
 __all__ = ["Diagonal"]
 
@@ -75,7 +75,9 @@ class Diagonal(Posterior):
         """What the other latents' means move the weight by."""
         return regression.drift(belief.aux, transition.F[0])
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+    def propagate(
+        self, belief: Belief, transition: Transition, p: Tensor | None = None
+    ) -> tuple[Scalar | Tensor, Belief]:
         """Σ⁻ = c F Σ⁺ Fᵀ + Q, pulled, and the latents' means F μ⁺."""
         aux = regression.carry(belief.aux, transition)
         return self.drift(belief, transition), Belief(aux, predict(belief.cov, transition))
@@ -91,6 +93,11 @@ class Diagonal(Posterior):
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """The weight's filtered variance."""
         return belief.cov[0].clone()
+
+    def transport(self, belief: Belief, turn: Turn) -> Belief:
+        """Means, and the covariances of each coordinate's latents, in coordinates that turned."""
+        aux = tuple(map(turn.means, belief.aux))
+        return Belief(aux, regression.transport(belief.cov, turn.variances))
 
     def covariance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """Every weight's covariance with its other latents."""

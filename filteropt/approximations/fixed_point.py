@@ -17,10 +17,12 @@ from filteropt.types import (
     Diag,
     LowRank,
     Observation,
+    Outer,
     Packed,
     Posterior,
     Scalar,
     Transition,
+    Turn,
 )
 
 __all__ = ["FixedPoint"]
@@ -94,7 +96,9 @@ class FixedPoint(Posterior):
         """What the other latents' means move the weight by."""
         return regression.drift(belief.aux, transition.F[0])
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+    def propagate(
+        self, belief: Belief, transition: Transition, p: Tensor | None = None
+    ) -> tuple[Scalar | Tensor, Belief]:
         """The latents' means; conditioning finds the variance from the curvature alone."""
         aux = regression.carry(belief.aux, transition)
         return self.drift(belief, transition), Belief(aux, ())
@@ -106,6 +110,10 @@ class FixedPoint(Posterior):
         column = self._rest(_diagonal(obs.curvature), transition)
         column = tuple(torch.where(column[0].isinf(), 0.0, x) for x in column)
         return regression.move(disp, prior.aux, obs, column, ())
+
+    def transport(self, belief: Belief, turn: Turn) -> Belief:
+        """The other latents' means, in coordinates that turned."""
+        return Belief(tuple(map(turn.means, belief.aux)), ())
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """Σ⁺ at the fixed point of the likelihood's running curvature."""
@@ -140,6 +148,6 @@ def _pulled(curvature: Diag, transition: Transition) -> Tensor:
     return curvature.values if transition.pull is None else curvature.values + transition.pull
 
 
-def _diagonal(curvature: Diag | LowRank) -> Diag:
+def _diagonal(curvature: Diag | LowRank | Outer) -> Diag:
     assert isinstance(curvature, Diag), "engine.check admits only diagonal curvature"
     return curvature

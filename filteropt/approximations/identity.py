@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class Identity(Basis):
         >>> Identity().forward((), torch.ones(2))
         tensor([1., 1.])
     """
+
+    elementwise: ClassVar[bool] = True
 
     def init(self, p: Tensor) -> tuple[Tensor, ...]:
         """Nothing to remember."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from filteropt.approximations.diagonal import Diagonal
 from filteropt.linalg import predict_variance
-from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition
+from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition, Turn
 
 __all__ = ["OneStepAhead"]
 
@@ -76,7 +76,9 @@ class OneStepAhead(Posterior):
         """The family's belief."""
         return self.posterior.init(p, var0, k)
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+    def propagate(
+        self, belief: Belief, transition: Transition, p: Tensor | None = None
+    ) -> tuple[Scalar | Tensor, Belief]:
         """The family's prediction."""
         return self.posterior.propagate(belief, transition)
 
@@ -89,6 +91,10 @@ class OneStepAhead(Posterior):
         settled = self.posterior.variance(belief, obs.curvature, transition)
         ahead = predict_variance(settled, transition)
         return torch.where(settled.isinf(), 0.0, -ahead * obs.grad), belief
+
+    def transport(self, belief: Belief, turn: Turn) -> Belief | None:
+        """The family's belief, in coordinates that turned."""
+        return self.posterior.transport(belief, turn)
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """The family's posterior variance, Σ⁺."""

@@ -60,7 +60,9 @@ class Retracted(Diagonal):
     initial_variance: Annotated[float, Interval("(0, inf)")] | None = None
     order: Literal[1, 2] = 2
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+    def propagate(
+        self, belief: Belief, transition: Transition, p: Tensor | None = None
+    ) -> tuple[Scalar | Tensor, Belief]:
         """Σ⁻, and beside it Σ⁺ of the last step, from which the geodesic starts."""
         drift, prior = super().propagate(belief, transition)
         return drift, Belief(prior.aux, (*prior.cov, belief.cov[0]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filteropt.hyperparameters import Positive, check_fields
-from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition
+from filteropt.types import Belief, Diag, Observation, Packed, Posterior, Scalar, Transition, Turn
 
 __all__ = ["SquareRooted"]
 
@@ -69,7 +69,9 @@ class SquareRooted(Posterior):
         """No evidence: the belief is the prior."""
         return Belief((), Evidence(torch.zeros_like(p), torch.zeros_like(p.sum())))
 
-    def propagate(self, belief: Belief, transition: Transition) -> tuple[Scalar | Tensor, Belief]:
+    def propagate(
+        self, belief: Belief, transition: Transition, p: Tensor | None = None
+    ) -> tuple[Scalar | Tensor, Belief]:
         """Evidence fades."""
         faded = (x / transition.c for x in belief.cov)
         return 0.0, Belief((), Evidence(*faded))
@@ -85,6 +87,11 @@ class SquareRooted(Posterior):
         average = self.dataset_size * (evidence.evidence / evidence.gathered)
         step = obs.grad / (average.sqrt() + _precision(transition))
         return disp - step, Belief((), evidence)
+
+    def transport(self, belief: Belief, turn: Turn) -> Belief:
+        """The evidence, in coordinates that turned."""
+        evidence, gathered = belief.cov
+        return Belief((), Evidence(turn.variances(evidence), gathered))
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """1/(evidence + λ)."""

@@ -19,9 +19,11 @@ from filteropt.types import (
     LowRank,
     Memory,
     Observation,
+    Outer,
     Packed,
     Raw,
     Scalar,
+    Turn,
 )
 
 __all__ = ["Repeated", "Tempered"]
@@ -59,6 +61,9 @@ class PoweredLikelihood(WrappedLikelihood):
         obs, like = self.likelihood.observe(like, raw, p, prior, tuple(numbers))
         if isinstance(obs.curvature, LowRank):
             return Observation(power * obs.grad, LowRank(power**0.5 * obs.curvature.rows)), like
+        if isinstance(obs.curvature, Outer):
+            inputs, deltas = obs.curvature
+            return Observation(power * obs.grad, Outer(inputs, power**0.5 * deltas)), like
         return Observation(power * obs.grad, Diag(power * obs.curvature.values)), like
 
     def curvature(self, like: Memory, p: Tensor, scalars: Packed) -> Diag | None:
@@ -66,6 +71,10 @@ class PoweredLikelihood(WrappedLikelihood):
         *numbers, power = scalars
         kept = self.likelihood.curvature(like, p, tuple(numbers))
         return None if kept is None else Diag(power * kept.values)
+
+    def transport(self, like: Memory, turn: Turn) -> Memory | None:
+        """What the wrapped likelihood remembers, in coordinates that turned."""
+        return self.likelihood.transport(like, turn)
 
 
 @dataclass(frozen=True)

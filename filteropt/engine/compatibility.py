@@ -11,7 +11,7 @@ from filteropt import approximations, models
 from filteropt.engine.filter import Filter, initial_variance, template
 from filteropt.linalg import lost_variance, scalar
 from filteropt.trees import names
-from filteropt.types import Raw, Transition
+from filteropt.types import Raw, Transition, Turn
 
 __all__ = ["IncompatibleComposition", "check"]
 
@@ -60,7 +60,7 @@ def check(filter: Filter) -> None:
         fits = conflict.advice or " or ".join(_alternatives(filter, conflict.slots))
         raise IncompatibleComposition(
             f"{one} does not fit {other}: {conflict.why}. "
-            f"Would fit: {fits or 'nothing in filteropt'}."
+            f"Would fit: {fits or 'no single part; change two'}."
         )
 
 
@@ -110,6 +110,15 @@ def _conflict(filter: Filter) -> Conflict | None:
     if looks and not isinstance(filter.basis, approximations.Identity):
         why = "what it gathers is in the weights' own coordinates"
         return Conflict(("likelihood", "basis"), why)
+    if missing := filter.basis.needs - frozenset(Raw._fields):
+        why = f"nothing gathers the {', '.join(sorted(missing))} it needs"
+        return Conflict(("likelihood", "basis"), why)
+    for slot in ("posterior", "likelihood") if filter.basis.turns else ():
+        if not _turns(filter, slot):
+            why = "what it remembers is not known in coordinates that turn"
+            return Conflict((slot, "basis"), why)
+    if transition.mixing is not None and not posterior.mixes:
+        return Conflict(ageing, "it keeps no covariance of whole weight matrices, which these mix")
     if likelihood.signed and not posterior.signed:
         return Conflict(learning, "its curvature may be negative, which no variance survives there")
     if likelihood.gives not in posterior.accepts:
@@ -132,6 +141,14 @@ def _conflict(filter: Filter) -> Conflict | None:
         why = f"they, the basis or the optimizer share the state name {', '.join(twice)}"
         return Conflict(learning, why, "a part whose state has another name")
     return None
+
+
+def _turns(filter: Filter, slot: str) -> bool:
+    """Whether a part can follow a basis that turns."""
+    state, still = template(filter, torch.Size((2, 2))), Turn(lambda x: x, lambda x: x)
+    if slot == "posterior":
+        return filter.posterior.transport(state.belief, still) is not None
+    return filter.likelihood.transport(state.like, still) is not None
 
 
 def _bounded(transition: Transition) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ __all__ = [
     "covariance",
     "init",
     "initial_variance",
+    "refresh",
     "sample",
     "scalars",
     "step",
@@ -121,7 +122,7 @@ def step(
     """
     belief, like, basis = state
     raw = raw._replace(grad=filter.basis.forward(basis, raw.grad))
-    drift, prior = filter.posterior.propagate(belief, scalars.age)
+    drift, prior = filter.posterior.propagate(belief, scalars.age, p)
     obs, like = filter.likelihood.observe(like, raw, p, prior, scalars.likelihood)
     if (pull := scalars.transition.pull) is not None:  # the prior's mean, 0, is observed again
         obs = obs._replace(grad=obs.grad + pull * filter.basis.forward(basis, p))
@@ -129,8 +130,30 @@ def step(
     disp, belief = filter.posterior.condition(disp, prior, obs, scalars.transition)
     for project in filter.projections:
         disp, belief = project(disp, belief)
-    disp = filter.basis.backward(basis, disp) - scalars.decay * p
+    disp = (-scalars.decay * p).add_(filter.basis.backward(basis, disp))
     return disp, State(belief, like, basis)
+
+
+def refresh(filter: Filter, t: float, state: State, raw: Raw) -> State:
+    """Let the basis learn and turn before step ``t``, and the belief follow it.
+
+    Args:
+        filter: the composition.
+        t: the step about to be taken, 1 for the first.
+        state: what the filter remembers.
+        raw: what was gathered.
+
+    Returns:
+        The state in the new coordinates. No input changes.
+    """
+    basis, turn = filter.basis.refresh(state.basis, raw, t)
+    if turn is None:
+        return state._replace(basis=basis)
+    belief = filter.posterior.transport(state.belief, turn)
+    like = filter.likelihood.transport(state.like, turn)
+    assert belief is not None, "engine.check admits only families that turn"
+    assert like is not None, "engine.check admits only likelihoods that turn"
+    return State(belief, like, basis)
 
 
 def init(filter: Filter, p: Tensor) -> State:
@@ -168,7 +191,7 @@ def variance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Tenso
     return filter.basis.variance(state.basis, rotated)
 
 
-def covariance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Tensor:
+def covariance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Any:
     """The posterior covariance that the family keeps, in the basis' coordinates.
 
     Args:
@@ -178,7 +201,8 @@ def covariance(filter: Filter, scalars: Scalars, state: State, p: Tensor) -> Ten
         p: the parameter, in the belief's dtype.
 
     Returns:
-        Every weight's own k×k covariance, ``(*p.shape, k, k)``, or a dense family's ``(n, n)``.
+        Every weight's own k×k covariance, ``(*p.shape, k, k)``, a dense family's ``(n, n)``, or the
+        factors of a Kronecker-factored one.
     """
     curvature = filter.likelihood.curvature(state.like, p, scalars.likelihood)
     return filter.posterior.covariance(state.belief, curvature, scalars.transition)
@@ -246,6 +270,7 @@ def _unless_first(transition: Transition, t: Tensor) -> Transition:
         ),
         Q=tuple(torch.where(first, 0.0, q) for q in transition.Q),
         c=torch.where(first, 1.0, scalar(transition.c)),
+        mixing=tree_map(lambda v: torch.where(first, 0.0, v), transition.mixing),
     )
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from filteropt.dtypes import belief_dtype
 from filteropt.gathering.example_gradients import Call, NoExampleGradients, adds_up, example_sums
-from filteropt.gathering.layer_uses import Arrival, Seen, objection, sums, use_of
-from filteropt.gathering.ledger import Ledger
-from filteropt.gathering.model_watch import ModelWatch
+from filteropt.gathering.layer_uses import Arrival, objection, sums, use_of
+from filteropt.gathering.pass_watch import PassWatch, coarsest
 from filteropt.measure import several
 
 __all__ = ["ExampleSquares"]
@@ -25,7 +23,7 @@ class Debt(NamedTuple):
     grad: Tensor | None
 
 
-class ExampleSquares(ModelWatch):
+class ExampleSquares(PassWatch):
     r"""Gathers :math:`\sum_i g_i^2` over the examples i of all backward passes since the last step.
 
     A layer's input and the gradient at its output give its parameters' gradients for every example
@@ -48,42 +46,18 @@ class ExampleSquares(ModelWatch):
         paused: whether backward passes are of another loss, and are not to be looked at.
     """
 
-    def __init__(self, model: nn.Module, ledger: Ledger) -> None:
-        super().__init__(model)
-        self.ledger = ledger
-        self.coverage: dict[str, str] = {}
-        self._reset()
+    fields = ("squares",)
 
     def _reset(self) -> None:
-        self.paused = False
         self._settled = False  # whether it is known of every parameter how to look at it
-        self._verified: dict[Tensor, set[int]] = {}  # with which numbers of uses
         self._hopeless: dict[Tensor, str] = {}
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything since the last step; the ledger is its owner's to clear."""
-        self._failed: dict[Tensor, str] = {}
-        self._spent: WeakSet[Seen] = WeakSet()
-        self.restart()
+        super()._reset()
 
     def restart(self) -> None:
         """Forget the backward passes of one Monte Carlo sample, settled or thrown away."""
-        self._task = -1
-        self._begun = False  # whether any gradient was accumulated since
-        self._arrived: dict[Tensor, list[Arrival]] = {}
-        self._before: dict[Tensor, Tensor | None] = {}
+        super().restart()
         self._calls: dict[int, list[Call]] = {}
         self._owed: dict[int, dict[Tensor, Debt]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: nothing that was seen."""
-        return {**super().__getstate__(), "ledger": self.ledger, "coverage": self.coverage}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come back with nothing seen."""
-        super().__setstate__(state)
-        self._reset()
 
     def require(self, params: list[Tensor], likelihood: Any) -> None:
         """Watch parameters, and refuse those that are not the model's.
@@ -104,40 +78,23 @@ class ExampleSquares(ModelWatch):
 
     # Backward passes ----------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        """Notice a new backward pass: gradients taken away do not count, nor unfinished passes."""
-        task = torch._C._current_graph_task_id()
-        if task == self._task:
-            return
-        self._task = task
-        self._arrived.clear()
-        self._before.clear()
-        for p in self.wanted:
-            if p.grad is not None:
-                unknown = p not in self._verified and p not in self._hopeless
-                self._before[p] = p.grad.detach().clone() if unknown else None
-            elif self._begun or self._failed:
-                self._take_away(p)
-        if self._owed or self._calls:
+    def _known(self, p: Tensor) -> bool:
+        """Whether it is known how to look at a parameter."""
+        return super()._known(p) or p in self._hopeless
+
+    def _begin(self) -> bool:
+        """Notice a new backward pass, and let go of calls that owe nothing."""
+        new = super()._begin()
+        if new and (self._owed or self._calls):
             self._owed = {t: owed for t, owed in self._owed.items() if owed}
             self._calls = {t: calls for t, calls in self._calls.items() if t in self._owed}
+        return new
 
     def _take_away(self, p: Tensor) -> None:
         """Forget what was gathered with a gradient that was taken away since."""
-        self.ledger.put(p, "squares", None)
+        super()._take_away(p)
         for owed in self._owed.values():
             owed.pop(p, None)
-        if self.ledger.samples == 1:
-            self._failed.pop(p, None)
-
-    def _at_layer(self, seen: Seen, delta: Tensor) -> None:
-        """A gradient reached a layer's output."""
-        if self.paused:
-            return
-        self._begin()
-        self._spent.add(seen)
-        for name, p in seen.params.items():
-            self._arrived.setdefault(p, []).append(Arrival(seen, name, delta.detach()))
 
     def _at_output(self, call: Call, delta: Tensor) -> None:
         """A gradient reached an output of the model, which is kept where it may be needed."""
@@ -148,37 +105,17 @@ class ExampleSquares(ModelWatch):
             kept = call if call.output != "Tensor" else call._replace(delta=delta.detach())
             self._calls.setdefault(self._task, []).append(kept)
 
-    def _at_parameter(self, p: Tensor) -> None:
+    def _refusal(self, p: Tensor) -> str:
+        """Why a parameter is not looked at at all; else nothing."""
+        return self._hopeless.get(p, "") or super()._refusal(p)
+
+    def _take(self, p: Tensor, arrived: list[Arrival]) -> None:
         """A parameter's gradient was accumulated: so are its squares."""
-        if self.paused:
-            return
-        if torch.is_grad_enabled():  # where gradients are to be differentiated
-            with torch.no_grad():
-                self._at_parameter(p)
-            return
-        self._begin()
-        if p in self._hopeless or p.grad is None or p.grad.is_sparse:
-            self._failed[p] = self._hopeless.get(p, "its gradient is sparse")
-            return
-        self.ledger.mark(p)
-        self._begun = True
-        arrived = self._arrived.pop(p, [])
-        if torch.is_autocast_enabled(p.device.type):
-            with torch.autocast(p.device.type, enabled=False):
-                why = objection(arrived) or self._add(p, arrived)
-        else:
-            why = objection(arrived) or self._add(p, arrived)
+        why = objection(arrived) or self._add(p, arrived)
         if why:
             grew = self._growth(p)
             debt = Debt(why, None if grew is None else grew.clone())
             self._owed.setdefault(self._task, {})[p] = debt
-
-    def _growth(self, p: Tensor) -> Tensor | None:
-        """What a parameter's gradient grew by in this backward pass, if that was noted."""
-        if p.grad is None or p not in self._before:
-            return None if p.grad is None else p.grad.detach()
-        before = self._before[p]
-        return None if before is None else p.grad.detach() - before
 
     def _add(self, p: Tensor, arrived: list[Arrival]) -> str:
         """Add a parameter's squares to the ledger, unless something is amiss: then return that."""
@@ -189,12 +126,11 @@ class ExampleSquares(ModelWatch):
             spare = None
         squares, total = sums(p, uses, self.wanted[p], total=grew is not None, out=spare)
         if grew is not None and total is not None:
-            if not adds_up(total, squares, grew, _coarsest(p, arrived[0].delta)):
+            if not adds_up(total, squares, grew, coarsest(p, arrived[0].delta)):
                 return "its layers' gradients do not add up to its own: it is used elsewhere"
             self._verified.setdefault(p, set()).add(len(uses))
         if grew is not None or not self.coverage[self.names[p]].startswith("hooks"):
-            kinds = dict.fromkeys(type(seen.layer).__name__ for seen, _, _ in arrived)
-            self.coverage[self.names[p]] = f"hooks: {', '.join(kinds)}"
+            self._cover(p, arrived)
         self.ledger.add(p, "squares", squares)
         return ""
 
@@ -217,7 +153,7 @@ class ExampleSquares(ModelWatch):
         memory = min(self.wanted[p] for p in owed)
         for name, (squares, total) in example_sums(self.model, params, calls, memory).items():
             why, grad = owed[params[name]]
-            coarse = _coarsest(params[name], *(c.delta for c in calls if c.delta is not None))
+            coarse = coarsest(params[name], *(c.delta for c in calls if c.delta is not None))
             if grad is None or adds_up(total, squares, grad, coarse):
                 self.coverage[name] = "torch.func"
                 self.ledger.add(params[name], "squares", squares)
@@ -248,9 +184,7 @@ class ExampleSquares(ModelWatch):
                 "training here"
             )
         self.settle()
-        for seen in [*self._spent]:
-            seen.release()
-        self._spent.clear()
+        self._release()
         found = {p: {"squares": self._squares(p, likelihood.core.uncovered)} for p in params}
         if not self._settled:
             self._settled = self.wanted.keys() <= self._verified.keys() | self._hopeless.keys()
@@ -278,8 +212,3 @@ class ExampleSquares(ModelWatch):
                 f"last step or zero_grad: squared gradients of examples are gathered in backward()"
             )
         return squares
-
-
-def _coarsest(*tensors: Tensor) -> torch.dtype:
-    """The least precise dtype of some tensors."""
-    return max((x.dtype for x in tensors), key=lambda dtype: torch.finfo(dtype).eps)

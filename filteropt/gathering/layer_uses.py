@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from filteropt.gathering.layers import Kind, Rule, kind_of
 
-__all__ = ["Arrival", "Seen", "Use", "objection", "see", "sums", "use_of"]
+__all__ = ["Arrival", "Seen", "Use", "fault", "objection", "see", "sums", "use_of"]
 
 
 @dataclass(eq=False)
@@ -25,7 +25,8 @@ class Seen:
         x: its input, where that is needed.
         version: how often the input had been changed in place.
         training: whether the layer was training.
-        odd: why it does not tell gradients by example; else nothing.
+        odd: why it does not tell gradients; else nothing.
+        apart: why it does not tell them by example; else nothing.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Seen:
     version: int
     training: bool
     odd: str
+    apart: str
 
     def release(self) -> None:
         """Let go of the input, which the loss' graph would hold as long as the loss is held."""
@@ -84,10 +86,10 @@ def sums(
         it is not needed.
     """
     rule, layer, x, delta = uses[0]
-    if len(uses) == 1 and rule.squares is not None and rule.total is not None:
+    if len(uses) == 1 and rule.squares is not None and (rule.total is not None or not total):
         squares = rule.squares(layer, x, delta, out)
         if squares is not None:
-            return squares, rule.total(layer, x, delta) if total else None
+            return squares, rule.total(layer, x, delta) if total and rule.total else None
     work = p.numel() + sum(use.rule.work(use.layer, use.delta) for use in uses)
     size = max(1, int(memory // max(1, work * delta.element_size())))
     squares = summed = None
@@ -115,7 +117,12 @@ def _plus(total: Tensor | None, more: Tensor) -> Tensor:
 
 
 def see(
-    layer: nn.Module, inputs: list[Any], wanted: Container[Tensor], examples: int | None
+    layer: nn.Module,
+    inputs: list[Any],
+    wanted: Container[Tensor],
+    examples: int | None,
+    *,
+    by_example: bool = True,
 ) -> Seen | None:
     """What a layer that just ran has seen.
 
@@ -125,6 +132,7 @@ def see(
         wanted: the parameters to look at.
         examples: how many examples the model was called with, if that is known; -1 for a layer
             that is known to see something else.
+        by_example: whether its input is of no use where its first dimension is not the examples.
 
     Returns:
         What it saw; ``None`` where no rule is known or none of its parameters is wanted.
@@ -133,18 +141,19 @@ def see(
     params = {n: p for n, p in owned if p is not None and p.requires_grad and p in wanted}
     if kind is None or not params or len(inputs) != 1:
         return None
-    x, odd = inputs[0].detach(), ""
+    x, odd, apart = inputs[0].detach(), "", ""
     if x.dim() < kind.dims(layer) or examples not in {None, len(x)}:
         whose = "examples" if examples in {None, -1} else f"{examples} examples"
-        odd = (
+        apart = (
             f"{type(layer).__name__} was given {tuple(x.shape)}, whose first dimension is not the "
             f"{whose}"
         )
-    elif torch._C._current_graph_task_id() != -1:  # which is how a checkpoint may run it
+    if torch._C._current_graph_task_id() != -1:  # which is how a checkpoint may run it
         odd = "it ran inside of a backward pass (checkpoint it with use_reentrant=False)"
-    kept = x if "weight" in params and not odd and not x.is_inference() else None
+    known = not odd and not (by_example and apart) and not x.is_inference()
+    kept = x if "weight" in params and known else None
     version = 0 if kept is None else kept._version
-    return Seen(kind, layer, params, kept, version, layer.training, odd)
+    return Seen(kind, layer, params, kept, version, layer.training, odd, apart)
 
 
 def objection(arrived: list[Arrival]) -> str:
@@ -152,22 +161,26 @@ def objection(arrived: list[Arrival]) -> str:
     if not arrived:
         return "no layer whose rule is known uses it"
     for seen, _, _ in arrived:
-        if seen.odd:
-            return seen.odd
-        if seen.x is not None and seen.x._version != seen.version:
-            return f"the input of {type(seen.layer).__name__} was changed in place"
+        if why := seen.apart or fault(seen):
+            return why
     if len(arrived) > 1 and len({delta.shape[0] for *_, delta in arrived}) > 1:
         return "calls of different numbers of examples were backpropagated together"
     return ""
 
 
+def fault(seen: Seen) -> str:
+    """Why a use does not tell gradients at all; else nothing."""
+    if not seen.odd and seen.x is not None and seen.x._version != seen.version:
+        return f"the input of {type(seen.layer).__name__} was changed in place"
+    return seen.odd
+
+
 def use_of(arrival: Arrival, dtype: torch.dtype) -> Use:
     """A use, ready for its rule, in a precision fit for squares."""
     seen, name, delta = arrival
-    delta = delta.to(dtype)
+    delta = delta if delta.dtype == dtype else delta.to(dtype)
     x = delta if seen.x is None else seen.x
     if name == "weight":
-        x = seen.kind.prepare(
-            seen.layer, x.to(dtype) if x.is_floating_point() else x, seen.training
-        )
+        x = x.to(dtype) if x.dtype != dtype and x.is_floating_point() else x
+        x = seen.kind.prepare(seen.layer, x, seen.training)
     return Use(seen.kind.rules[name], seen.layer, x, delta)

@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase] - torch's own custom
 
-__all__ = ["KINDS", "Kind", "Rule", "kind_of"]
+__all__ = ["KINDS", "Kind", "Rule", "by_group", "kind_of"]
+
+BLOCK = 1 << 20
+"""Bytes of windows to work on at a time on a processor: what its cache holds."""
 
 Function: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 """Of the layer, its (prepared) input x and the gradient δ at its output."""
@@ -126,16 +129,48 @@ def windows(layer: Any, x: Tensor) -> Tensor:
     return x
 
 
+def by_group(layer: Any, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution's windows and δ, by example and group.
+
+    Args:
+        layer: the layer.
+        x: its input, ``(examples, channels, *places)``.
+        delta: the gradient at its output.
+
+    Returns:
+        ``(examples, groups, channels, *kernel, *places)``, a view of the padded input, and
+        ``(examples, groups, channels, places)``.
+    """
+    seen, n = windows(layer, x), len(layer.kernel_size)
+    seen = seen.permute(0, 1, *range(2 + n, 2 + 2 * n), *range(2, 2 + n))
+    seen = seen.reshape(len(x), layer.groups, -1, *seen.shape[2:])
+    return seen, delta.reshape(len(x), layer.groups, -1, math.prod(delta.shape[2:]))
+
+
 def conv_grads(layer: Any, x: Tensor, delta: Tensor) -> Tensor:
     """The products of δ and windows, summed over places, for each group of channels."""
     if not len(x):
         return x.new_zeros(0, *layer.weight.shape)
-    seen, n = windows(layer, x), len(layer.kernel_size)
-    seen = seen.permute(0, 1, *range(2 + n, 2 + 2 * n), *range(2, 2 + n))
-    places, many = math.prod(delta.shape[2:]), len(x) * layer.groups
-    columns = seen.reshape(many, -1, places)
-    back = delta.reshape(many, layer.out_channels // layer.groups, places)
-    return torch.bmm(columns, back.mT).mT.reshape(len(x), *layer.weight.shape)
+    seen, back = by_group(layer, x, delta)
+    columns = seen.reshape(*back.shape[:2], -1, back.shape[-1])
+    return (back @ columns.mT).reshape(len(x), *layer.weight.shape)
+
+
+def conv_squares(layer: Any, x: Tensor, delta: Tensor, out: Tensor | None) -> Tensor | None:
+    """The same, squared and summed, in memory that is used again block by block."""
+    size = BLOCK // max(1, conv_work(layer, delta) * delta.element_size())
+    if delta.device.type != "cpu" or not 0 < size < len(x):
+        return None
+    seen, back = by_group(layer, x, delta)
+    columns = delta.new_empty(size, *seen.shape[1:])
+    flat = columns.view(size * layer.groups, -1, back.shape[-1])
+    squares = delta.new_zeros(layer.weight.numel())
+    for start in range(0, len(x), size):
+        some, many = back[start : start + size], min(size, len(x) - start)
+        columns[:many] = seen[start : start + size]
+        grads = torch.bmm(some.flatten(0, 1), flat[: many * layer.groups].mT).view(many, -1)
+        squares += torch.linalg.vecdot(grads, grads, dim=0)
+    return squares.view(layer.weight.shape)
 
 
 def conv_work(layer: Any, delta: Tensor) -> int:
@@ -234,7 +269,7 @@ LINEAR = Kind(
     {"weight": Rule(linear_grads, linear_squares, linear_total), "bias": Rule(last_grads)}
 )
 CONV = Kind(
-    {"weight": Rule(conv_grads, work=conv_work), "bias": Rule(channel_grads)},
+    {"weight": Rule(conv_grads, conv_squares, work=conv_work), "bias": Rule(channel_grads)},
     lambda layer: len(layer.kernel_size) + 2,
 )
 EMBEDDING = Kind(

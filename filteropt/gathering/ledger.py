@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,9 +15,19 @@ from filteropt.dtypes import belief_dtype
 
 __all__ = ["Ledger"]
 
-POWERS = {"squares": 2, "grad_squared": 2, "products": 1, "label_squares": 0}
+POWERS = {
+    "squares": 2,
+    "grad_squared": 2,
+    "products": 1,
+    "label_squares": 0,
+    "inputs": 0,
+    "deltas": 1,
+}
 """How a factor on the gradient acts on what was gathered with it, or by another loss."""
 
+ROWS = {"inputs": 0.0, "deltas": 0.5}
+"""Entries whose rows are put together where others add up. Products of the rows are to be averaged
+over samples, so that they are divided by this power of how many there are."""
 
 SOME = 1024
 """How many numbers tell by which factor a tensor was multiplied."""
@@ -26,7 +37,7 @@ class Note(NamedTuple):
     """A gradient that entries came with, and its norm then."""
 
     grad: TensorWeakRef
-    norm: Tensor
+    norm: float | Tensor
 
 
 class Ledger:
@@ -36,6 +47,8 @@ class Ledger:
     samples of the weights that a step may take:
 
     .. math:: \bar x = \frac1S \sum_{s=1}^S \sum_{b} x_{sb} .
+
+    Entries of rows, whose products would add up, are concatenated.
 
     What happens to the gradient after it was gathered (a scaler that unscales it, a clipped norm)
     multiplies ``p.grad`` by some factor r. It is read off the gradient's norm, noted by
@@ -84,10 +97,13 @@ class Ledger:
         Args:
             p: the parameter.
             field: the entry's name.
-            value: what to add, shaped like this process' shard of ``p``; taken over.
+            value: what to add, shaped like this process' shard of ``p``, or rows; taken over.
         """
         own = self._own.setdefault(p, {})
-        own[field] = own[field].add_(value) if field in own else value
+        if field in own and field not in ROWS:
+            own[field].add_(value)
+        else:
+            own[field] = _more(field, own[field], value) if field in own else value
 
     def mark(self, p: Tensor) -> None:
         """Note which ``p.grad`` it is that entries come with, and how long it is now."""
@@ -177,10 +193,11 @@ class Ledger:
         own, finished = self.entry(p, field), self._finished.get(p, {}).get(field)
         if field == "grad_squared" and (grad := self.entry(p, "grad")) is not None:
             own = grad.to(belief_dtype(p)).square()
-        if own is None or finished is None:
-            total = finished if own is None else own
-            return total if total is None or self._count == 1 else total / self._count
-        return (own + finished) / self._count
+        total = finished if own is None else own
+        if own is not None and finished is not None:
+            total = _more(field, finished, own)
+        divisor = self._count ** ROWS.get(field, 1.0)
+        return total if total is None or divisor == 1 else total / divisor
 
     @property
     def _count(self) -> int:
@@ -209,7 +226,8 @@ class Ledger:
         for p, own in self._own.items():
             finished = self._finished.setdefault(p, {})
             for field, value in own.items():
-                finished[field] = finished[field] + value if field in finished else value
+                old = finished.get(field)
+                finished[field] = value if old is None else _more(field, old, value)
         self._own.clear()
         self.samples += 1
         self.begun = False
@@ -219,8 +237,7 @@ class Ledger:
 
         Args:
             p: the parameter.
-            field: ``"squares"``, ``"products"``, ``"label_squares"`` or, over several samples,
-                ``"grad_squared"``.
+            field: a name in ``POWERS``; ``"grad_squared"`` over several samples alone.
 
         Returns:
             The average, or ``None`` where nothing was gathered.
@@ -230,14 +247,21 @@ class Ledger:
 
     def _scaled(self, p: Tensor, field: str, found: Tensor) -> Tensor:
         """An entry, scaled as the gradient was since it was noted."""
-        if p not in self._notes or p.grad is None:
+        if p not in self._notes or p.grad is None or not POWERS[field]:
             return found
         then, now = self._notes[p].norm, _norm(p.grad)
-        if found.device.type == "cpu" and torch.equal(now, then):
-            return found
+        if isinstance(now, float) and isinstance(then, float):
+            usable = 0 < then < math.inf and now < math.inf
+            return found * (now / then) ** POWERS[field] if usable and now != then else found
+        then, now = torch.as_tensor(then), torch.as_tensor(now)
         known = (then > 0) & then.isfinite() & now.isfinite()
         factor = torch.where(known, now / then, 1.0) ** POWERS[field]
         return found * factor.to(found.dtype)
+
+
+def _more(field: str, total: Tensor, value: Tensor) -> Tensor:
+    """An entry with more added to it, or more rows put below it."""
+    return torch.cat([total, value]) if field in ROWS else total + value
 
 
 def _stamp(p: Tensor) -> tuple[Tensor | None, int]:
@@ -245,13 +269,15 @@ def _stamp(p: Tensor) -> tuple[Tensor | None, int]:
     return p.grad, -1 if p.grad is None else p.grad._version
 
 
-def _norm(x: Tensor) -> Tensor:
+def _norm(x: Tensor) -> float | Tensor:
     """The Euclidean norm of a tensor, or of some thousand of its numbers if they tell."""
     x = x.to_local() if hasattr(x, "to_local") else x  # a shard's factor is the whole tensor's
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if x.device.type == "cpu" and x.numel() > 2 * SOME and x.is_contiguous():
-        some: Tensor = torch.linalg.vector_norm(x.view(-1)[:SOME], dtype=dtype)
-        if bool(some > 0):
-            return some
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=dtype)
-    return norm
+    if x.device.type != "cpu":  # where reading a number would wait for it
+        norm: Tensor = torch.linalg.vector_norm(x, dtype=dtype)
+        return norm
+    if x.numel() > 2 * SOME and x.is_contiguous():
+        some = torch.linalg.vector_norm(x.as_strided((SOME,), (1,)), dtype=dtype).item()
+        if some > 0:
+            return float(some)
+    return float(torch.linalg.vector_norm(x, dtype=dtype).item())

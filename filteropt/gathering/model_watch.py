@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,18 @@ class ModelWatch:
         model: the module whose output the loss is computed from.
 
     Attributes:
-        wanted: the parameters that are watched, each with the bytes that may be taken for it.
+        wanted: the parameters that are watched, each with what was asked for it.
         names: every parameter's name.
+        by_example: whether layers must tell examples apart.
+        calls: whether calls of the model itself are of interest.
     """
+
+    by_example: bool = True
+    calls: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.wanted: dict[Tensor, float] = {}
+        self.wanted: dict[Tensor, Any] = {}
         self.names: dict[Tensor, str] = {}
         self._layers: set[nn.Module] = set()
         self._start()
@@ -61,12 +66,12 @@ class ModelWatch:
         vars(self).update(state)
         self._start()
 
-    def watch(self, params: list[Tensor], memory: float) -> None:
+    def watch(self, params: list[Tensor], asked: Any) -> None:
         """Watch parameters, and every layer that the model has by now.
 
         Args:
             params: the parameters.
-            memory: bytes that may be taken for each of them.
+            asked: what is asked for each of them.
 
         Raises:
             ValueError: a parameter that the model does not own.
@@ -78,7 +83,7 @@ class ModelWatch:
                     f"a parameter of shape {tuple(p.shape)} is not model="
                     f"{type(self.model).__name__}'s; pass the module that owns every parameter"
                 )
-            self.wanted[p] = memory
+            self.wanted[p] = asked
         self._probing = None
         for layer in self.model.modules():
             if layer not in self._layers and kind_of(layer) is not None:
@@ -106,7 +111,7 @@ class ModelWatch:
         self._odd = False
         if len(self._armed) < len(self.wanted):
             self._arm()
-        train = torch.is_grad_enabled() and not is_transformed(first)
+        train = self.by_example and torch.is_grad_enabled() and not is_transformed(first)
         if self._probing is None and train and self._examples is not None and self._examples > 1:
             self._probe(_one(args, self._examples), _one(kwargs, self._examples))
 
@@ -135,7 +140,7 @@ class ModelWatch:
         if Recorder.measuring:
             return
         odd, self._odd, self._examples = self._odd, False, None
-        if not torch.is_grad_enabled() or is_transformed(output):
+        if not self.calls or not torch.is_grad_enabled() or is_transformed(output):
             return
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
         for tensor in hidden_tensors([output]):
@@ -154,9 +159,9 @@ class ModelWatch:
         if not isinstance(output, Tensor) or not output.requires_grad or is_transformed(output):
             return
         examples = -1 if layer in self._strangers else self._examples
-        seen = see(layer, inputs, self.wanted, examples)
+        seen = see(layer, inputs, self.wanted, examples, by_example=self.calls)
         if seen is not None:
-            self._odd |= bool(seen.odd)
+            self._odd |= bool(seen.odd or seen.apart)
             output.register_hook(partial(self._at_layer, seen))  # type: ignore[no-untyped-call]  # torch's own
 
     def _at_layer(self, seen: Seen, delta: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from filteropt.dtypes import belief_dtype
 from filteropt.gathering.example_squares import ExampleSquares
+from filteropt.gathering.layer_watch import LayerWatch
 from filteropt.gathering.ledger import Ledger
 from filteropt.gathering.recorder import Recorder
 from filteropt.measure import local, several
@@ -21,13 +22,15 @@ SOURCES = {
     "examples": {"squares"},
     "labels": {"squares"},
     "samples": {"squares", "products"},
+    "layers": {"layer"},
 }
-"""Per-example Jacobians and gradients, sampled labels, draws from the belief; what each gives."""
+"""Per-example Jacobians and gradients, sampled labels, draws from the belief, layers' inputs and
+outputs; what each gives."""
 
-MODEL = ("jacobians", "examples")
+MODEL = ("jacobians", "examples", "layers")
 """Sources that look into the model."""
 
-Seen = dict[Tensor, dict[str, Tensor]]
+Seen = dict[Tensor, dict[str, Any]]
 
 
 class Gathering:
@@ -37,46 +40,51 @@ class Gathering:
         self.ledger = Ledger()
         self.recorder: Recorder | None = None
         self.examples: ExampleSquares | None = None
+        self.layers: LayerWatch | None = None
 
-    def watch(self, owner: str, model: nn.Module | None, likelihood: Any, params: Any) -> None:
-        """Watch the model, if the likelihood looks into it.
+    def watch(self, owner: str, model: nn.Module | None, part: Any, params: Any) -> None:
+        """Watch the model, if a part of the filter looks into it.
 
         Args:
             owner: the optimizer's name, for messages.
             model: the module whose output the loss is computed from.
-            likelihood: the group's likelihood.
+            part: the group's likelihood, or its basis.
             params: the group's parameters.
 
         Raises:
             ValueError: no model, or parameters that are not the model's.
         """
-        if likelihood.needs <= {"grad"}:
+        if part.needs <= {"grad"}:
             return
-        source = likelihood.core.source
-        if not likelihood.needs - {"grad"} <= SOURCES.get(source, set()):
+        core = getattr(part, "core", part)
+        source, what = core.source, type(core).__name__
+        if not part.needs - {"grad"} <= SOURCES.get(source, set()):
             raise ValueError(
-                f"{owner}: {type(likelihood.core).__name__} needs {sorted(likelihood.needs)} of "
-                f"source={source!r}; sources give {SOURCES}"
+                f"{owner}: {what} needs {sorted(part.needs)} of source={source!r}; sources give "
+                f"{SOURCES}"
             )
         if source not in MODEL:
             return
         if model is None:
             raise ValueError(
                 f"{owner}: pass model=, the module whose output the loss is computed from; "
-                f"{type(likelihood.core).__name__} looks into the model"
+                f"{what} looks into the model"
             )
-        if likelihood.core.source == "jacobians":
+        if source == "jacobians":
             self.recorder = self.recorder or Recorder(model)
             self.recorder.require(params)
-        else:
+        elif source == "examples":
             self.examples = self.examples or ExampleSquares(model, self.ledger)
-            self.examples.require(params, likelihood.core)
+            self.examples.require(params, core)
+        else:
+            self.layers = self.layers or LayerWatch(model, self.ledger)
+            self.layers.require(params, core, vectors=not hasattr(core, "gives"))
 
-    def look(self, likelihood: Any, params: list[Tensor]) -> Seen:
+    def look(self, part: Any, params: list[Tensor]) -> Seen:
         """What was gathered for a group, as fields of :class:`~filteropt.types.Raw`.
 
         Args:
-            likelihood: the group's likelihood.
+            part: the group's likelihood, or its basis.
             params: its parameters that have a gradient.
 
         Returns:
@@ -85,15 +93,18 @@ class Gathering:
         Raises:
             RuntimeError: nothing was gathered.
         """
-        if likelihood.needs <= {"grad"} or not params:
+        if part.needs <= {"grad"} or not params:
             return {}
-        core = likelihood.core
+        core = getattr(part, "core", part)
         if core.source == "jacobians":
             assert self.recorder is not None, "watched since construction"
             return self.recorder.look(params, core)
         if core.source == "examples":
             assert self.examples is not None, "watched since construction"
             return self.examples.look(params, core)
+        if core.source == "layers":
+            assert self.layers is not None, "watched since construction"
+            return self.layers.look(params, core)
         return self._labels(params) if core.source == "labels" else self._samples(params, core)
 
     def _labels(self, params: list[Tensor]) -> Seen:
@@ -146,8 +157,9 @@ class Gathering:
             paused: whether they are.
         """
         self.ledger.paused = paused
-        if self.examples is not None:
-            self.examples.paused = paused
+        for watcher in (self.examples, self.layers):
+            if watcher is not None:
+                watcher.paused = paused
 
     def restart(self, params: Iterable[Tensor]) -> None:
         """Start another Monte Carlo sample: gradients are about to be taken away.
@@ -158,13 +170,20 @@ class Gathering:
         self.ledger.fold(params)
         if self.recorder is not None:
             self.recorder.clear()
-        if self.examples is not None:
-            self.examples.restart()
+        for watcher in (self.examples, self.layers):
+            if watcher is not None:
+                watcher.restart()
 
-    def clear(self) -> None:
-        """Forget what was gathered."""
+    def clear(self, state: Any = None) -> None:
+        """Forget what was gathered.
+
+        Args:
+            state: the optimizer's, of which the next gathering counts the steps taken.
+        """
         self.ledger.clear()
-        for watcher in (self.recorder, self.examples):
+        if self.layers is not None and state is not None:
+            self.layers.ages = {p: int(own["step"]) for p, own in state.items() if "step" in own}
+        for watcher in (self.recorder, self.examples, self.layers):
             if watcher is not None:
                 watcher.clear()
 

@@ -4,7 +4,14 @@ A preset is a function that returns a :class:`filteropt.engine.Filter`; an optim
 preset with a name. An ablation replaces a slot of what the function returns.
 """
 
+from filteropt.presets.eigenbasis import EigenbasisFilter, eigenbasis_filter
 from filteropt.presets.fixed_noise import AdaBayes, AdaBayesFP, adabayes, adabayes_fp
+from filteropt.presets.kronecker import KroneckerFilter, kronecker_filter
+from filteropt.presets.matrix_limits import (
+    kronecker_natural_gradient,
+    kronecker_whitening,
+    soap,
+)
 from filteropt.presets.momentum import MomentumFilter, momentum_filter
 from filteropt.presets.natural_gradient import (
     ExtendedKalmanFilter,
@@ -24,7 +31,9 @@ __all__ = [
     "AdaBayes",
     "AdaBayesFP",
     "BayesRMSprop",
+    "EigenbasisFilter",
     "ExtendedKalmanFilter",
+    "KroneckerFilter",
     "MomentumFilter",
     "OnlineNaturalGradient",
     "Vadam",
@@ -33,12 +42,17 @@ __all__ = [
     "adam",
     "adamw",
     "bayes_rmsprop",
+    "eigenbasis_filter",
     "extended_kalman_filter",
     "ivon",
+    "kronecker_filter",
+    "kronecker_natural_gradient",
+    "kronecker_whitening",
     "momentum_filter",
     "online_natural_gradient",
     "rmsprop",
     "sgd",
+    "soap",
     "vadam",
     "vogn",
     "von",

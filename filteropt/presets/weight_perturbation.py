@@ -16,6 +16,7 @@ from filteropt.approximations import (
 )
 from filteropt.engine import Filter
 from filteropt.hyperparameters import (
+    Count,
     Decay,
     Interval,
     LearningRate,
@@ -31,7 +32,6 @@ from filteropt.types import Likelihood, Projection
 __all__ = ["IVON", "Vadam", "ivon", "vadam"]
 
 Radius = Annotated[float, Interval("(0, inf]")]
-Count = Annotated[int, Interval("[1, inf)")]
 
 
 @checked

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from filteropt.types import Diag, Likelihood, LowRank, Observation, Raw
+from filteropt.types import Diag, LayerRows, Likelihood, LowRank, Observation, Outer, Raw
 
 __all__ = ["DTYPES", "LawViolation", "alike", "diagonal", "law", "near", "raw", "same"]
 
@@ -45,11 +46,19 @@ def diagonal(obs: Observation) -> Tensor:
     """The diagonal of an observation's curvature."""
     if isinstance(obs.curvature, LowRank):
         return obs.curvature.rows.square().sum(0)
+    if isinstance(obs.curvature, Outer):
+        inputs, deltas = obs.curvature
+        return (deltas.square().mT @ inputs.square()).reshape(obs.grad.shape)
+    if isinstance(obs.curvature, Outer):
+        inputs, deltas = obs.curvature
+        return (deltas.square().mT @ inputs.square()).reshape(obs.grad.shape)
     assert isinstance(obs.curvature, Diag)
     return obs.curvature.values
 
 
 def raw(likelihood: Likelihood, grad: Tensor) -> Raw:
     """What a likelihood needs, for a minibatch whose one Jacobian row is its gradient."""
-    fields = {"rows": grad[None], "squares": grad * grad, "products": grad}
+    layer = LayerRows(grad.new_ones(1, 1), grad[None])
+    fields: dict[str, Any] = {"rows": grad[None], "squares": grad * grad, "products": grad}
+    fields["layer"] = layer
     return Raw(grad, **{k: v for k, v in fields.items() if k in likelihood.needs})

@@ -6,8 +6,18 @@ import torch
 from torch import Tensor
 
 from filteropt.testing._laws import DTYPES, alike, law, near, same
+from filteropt.testing._matrix_posterior import check_matrices
 from filteropt.testing.dynamics import compose
-from filteropt.types import Belief, Diag, Flow, LowRank, Observation, Posterior, Transition
+from filteropt.types import (
+    Belief,
+    Diag,
+    Flow,
+    LowRank,
+    Observation,
+    Outer,
+    Posterior,
+    Transition,
+)
 
 __all__ = ["check_posterior"]
 
@@ -30,7 +40,10 @@ def check_posterior(posterior: Posterior) -> None:
     take low-rank curvature turn with their coordinates, and with families that treat every weight
     on its own they are the scalar filter on separable problems. Those that are Bayes' rule to first
     order in the evidence only are held to that order. Families that take no drifting dynamics are
-    shown dynamics that forget to a prior.
+    shown dynamics that forget to a prior. Families of weight matrices, whose curvature is that of a
+    layer's rows, have laws of their own: turning inputs and outputs turns both factors, draws have
+    their covariance, conditioning lowers the volume, noise raises it, and a matrix of one weight is
+    the scalar filter to first order in the evidence.
 
     Args:
         posterior: the part.
@@ -42,6 +55,9 @@ def check_posterior(posterior: Posterior) -> None:
         >>> from filteropt.approximations import Diagonal
         >>> check_posterior(Diagonal())
     """
+    if posterior.accepts == (Outer,):
+        check_matrices(posterior)
+        return
     ageing = DRIFT if posterior.objection(DRIFT) is None else PULLED
     for dtype in DTYPES:
         precision = torch.tensor(PRECISIONS, dtype=dtype)

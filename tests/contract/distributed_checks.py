@@ -9,6 +9,7 @@ import copy
 import math
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def whole(x: Tensor) -> Tensor:
 def assert_equals_unsharded(model: nn.Module, subject: Subject, steps: int = STEPS) -> None:
     """Assert that a model has the weights of plain training."""
     expected = trained(subject, steps).parameters()
-    assert_close([whole(p) for p in model.parameters()], expected)
+    assert_close([whole(p) for p in model.parameters()], expected, rounded=subject.whole)
 
 
 def sharded_loss(model: nn.Module, t: int) -> Tensor:
@@ -80,6 +81,15 @@ def fsdp2(subject: Subject, mesh: DeviceMesh, folder: Path) -> None:
     for p in model.parameters():
         for value in opt.state[p].values():
             assert not value.ndim or value.to_local().shape == p.to_local().shape
+
+
+def shards_are_refused(subject: Subject, mesh: DeviceMesh, folder: Path) -> None:
+    """Where tensors must be whole, a shard is an error that names it and changes nothing."""
+    model = fsdp(mesh)
+    before = [whole(p).clone() for p in model.parameters()]
+    with pytest.raises(TypeError, match=r"shape \(5, 4\)\) is sharded.*needs whole tensors"):
+        run(model, subject(model.parameters()))
+    assert_same([whole(p).detach() for p in model.parameters()], [p.detach() for p in before])
 
 
 def fsdp2_with_swapped_parameters(subject: Subject, mesh: DeviceMesh, folder: Path) -> None:

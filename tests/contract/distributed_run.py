@@ -42,6 +42,7 @@ LIBRARY_CHECKS: list[Check] = [  # what AdamW does not promise
     draws.draws_of_shards_come_and_go,
     draws.gradients_at_the_mean_as_draws,
 ]
+WHOLE_CHECKS: list[Check] = [checks.ddp, checks.zero_redundancy, checks.shards_are_refused]
 DRAWING_CHECKS: list[Check] = [  # about draws and IVON itself, whatever the subject
     draws.shards_draw_by_themselves,
     draws.each_rank_one_monte_carlo_sample,
@@ -52,6 +53,7 @@ DRAWING_CHECKS: list[Check] = [  # about draws and IVON itself, whatever the sub
 def checks_of(subject: Subject) -> dict[str, Check]:
     """Return the checks that a class has to pass, by name."""
     functions = CHECKS if subject is ADAMW else CHECKS + LIBRARY_CHECKS
+    functions = WHOLE_CHECKS if subject.whole else functions
     functions = functions + (DRAWING_CHECKS if subject is SUBJECTS[1] else [])
     return {function.__name__: function for function in functions}
 

@@ -24,7 +24,10 @@ WORDS = {
     "linearize_at": ("prediction", "posterior"),
     "discretization": ("exact",),
     "fixed_point": ("exact",),
+    "refresh": ("eigh",),
+    "transport": ("keep",),
 }
+OF_BASES = {"update_every", "max_dim", "refresh", "transport", "factor_beta"}
 BOOKKEEPING = {"base_lr"}  # keys of a group that are no constructor keywords
 
 
@@ -38,6 +41,9 @@ class Subject:
         numbers_per_weight: how many state numbers a weight may cost.
         cancels: hyperparameters that scale the belief but provably cancel in the weights.
         predicts: whether gradients may be taken at the prediction.
+        numbers_per_side: how many a matrix of M×N weights may cost beside, per M² + N².
+        whole: whether tensors must be whole; then rounding is told apart by its basis, and what
+            is said of the basis matters to matrices alone.
     """
 
     cls: type[torch.optim.Optimizer]
@@ -45,6 +51,8 @@ class Subject:
     numbers_per_weight: int = 2
     cancels: frozenset[str] = frozenset()
     predicts: bool = True
+    numbers_per_side: int = 0
+    whole: bool = False
 
     def __str__(self) -> str:
         """Return the name used in test ids."""
@@ -60,6 +68,10 @@ class Subject:
         """Return the hyperparameters and the values used in the tests."""
         opt = self([torch.nn.Parameter(PROBE.clone())])
         return {k: v for k, v in opt.defaults.items() if k not in BOOKKEEPING}
+
+    def concerned(self, name: str, params: list[Any]) -> list[Any]:
+        """Return the parameters that a hyperparameter acts on."""
+        return [p for p in params if p.ndim > 1] if self.whole and name in OF_BASES else params
 
     def decay(self, value: float) -> dict[str, float]:
         """Return weight decay as a keyword, or nothing for a class that has none."""
@@ -113,6 +125,14 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
         {"keywords": {"weight_decay": 0.05}},
         {"keywords": {"weight_decay": 0.05, "fixed_point": True}, "numbers_per_weight": 1},
     ],
+    "EigenbasisFilter": [
+        {
+            "keywords": {"update_every": 1, "max_dim": 3},
+            "numbers_per_side": 2,
+            "whole": True,
+            **TAYLOR,
+        }
+    ],
     "MomentumFilter": [
         {"keywords": {"weight_decay": 0.05}, "numbers_per_weight": 4},
         {
@@ -129,8 +149,9 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     ],
 }
 # Their likelihoods gather more than gradients, which these problems do not give:
-# test_dense_kalman.py, test_variational.py, test_ivon.py and test_sampled_params.py instead.
-GATHERING = {"ExtendedKalmanFilter", "IVON", "VOGN", "VON", "Vadam"}
+# test_dense_kalman.py, test_variational.py, test_ivon.py, test_sampled_params.py and
+# test_kronecker_filter.py instead.
+GATHERING = {"ExtendedKalmanFilter", "IVON", "KroneckerFilter", "VOGN", "VON", "Vadam"}
 
 
 @checked
@@ -163,5 +184,5 @@ SUBJECTS = [ADAMW, *FILTERS]
 DECAYING = [subject for subject in SUBJECTS if "weight_decay" in subject.defaults()]
 VARIATIONS = [(subject, *case) for subject in SUBJECTS for case in subject.variations()]
 REWORDINGS = [(subject, *case) for subject in FILTERS for case in subject.rewordings()]
-STARTS = {"initial_variance"}  # read before the first step only
+STARTS = {"initial_variance", "max_dim"}  # read before the first step only
 LATER_VARIATIONS = [case for case in VARIATIONS if case[1] not in STARTS]

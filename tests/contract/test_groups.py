@@ -86,7 +86,7 @@ def test_hyperparameter_does_something(subject, name, value):
         params, varied = (
             [o.posterior_variance(p) for p in ps] for o, ps in ((opt, params), (other, varied))
         )
-    assert moved(params, varied)
+    assert moved(*(subject.concerned(name, ps) for ps in (params, varied)))
 
 
 @pytest.mark.parametrize(("subject", "name", "value"), LATER_VARIATIONS, ids=str)
@@ -101,7 +101,7 @@ def test_hyperparameter_changed_mid_run_acts_from_then_on(subject, name, value):
     opt.param_groups[0][name] = value
     drive(opt, 3, start=3)
     drive(other, 3, start=3)
-    assert moved(params, plain)
+    assert moved(*(subject.concerned(name, ps) for ps in (params, plain)))
 
 
 @pytest.mark.parametrize(("subject", "name", "word"), REWORDINGS, ids=str)
@@ -135,7 +135,7 @@ def test_word_does_something(subject, name, word):
     if name in subject.cancels:
         assert_close(params, varied)
     else:
-        assert moved(params, varied)
+        assert moved(*(subject.concerned(name, ps) for ps in (params, varied)))
 
 
 def test_extra_keys_are_kept(subject):

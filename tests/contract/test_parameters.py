@@ -241,7 +241,11 @@ def test_state_costs_what_it_promises(subject):
     assert not list(tensors_in(hidden))
     for p in params:
         entries = [v for v in opt.state[p].values() if isinstance(v, torch.Tensor) and v.ndim]
-        assert sum(v.numel() for v in entries) == subject.numbers_per_weight * p.numel()
+        sides = (
+            [n for n in p.shape if n <= subject.keywords.get("max_dim", n)] if p.dim() > 1 else []
+        )
+        extra = subject.numbers_per_side * sum(n * n for n in sides)
+        assert sum(v.numel() for v in entries) == subject.numbers_per_weight * p.numel() + extra
 
 
 def tensors_in(value):

@@ -1,0 +1,129 @@
+"""The Kronecker-factored filter in an optimizer, its dynamics and its likelihood."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from filteropt import FilterOptimizer
+from filteropt.approximations import Diagonal, Kronecker, LayerGradients
+from filteropt.engine import Filter, IncompatibleComposition, check
+from filteropt.linalg import scalar
+from filteropt.models import FixedNoise, ForgetToPrior, KroneckerDrift, RandomWalk, Static
+from tests.oracles.kronecker import best_product, divergence, posterior
+
+PROJECTIONS = ["first-order", "forward", "reverse"]
+
+
+def trained(make, steps=5, dtype=torch.float64):
+    """A small model, its optimizer, and the losses."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 2, bias=False))
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=generator) / 2
+    model.to(dtype)
+    opt, losses = FilterOptimizer(model.parameters(), make, model=model), []
+    x = torch.randn(16, 3, generator=generator).to(dtype)
+    y = (x[:, 0] > 0).long()
+    for _ in range(steps):
+        opt.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    return model, opt, losses
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize(
+    "dynamics",
+    [Static(), RandomWalk(1e-2), ForgetToPrior(0.01, 0.1), FixedNoise(1e-2, 0.1),
+     KroneckerDrift(1e-2, 0.1, left=1e-3, right=1e-3)],
+    ids=lambda d: type(d).__name__,
+)  # fmt: skip
+def test_it_trains_under_any_dynamics(dynamics, projection):
+    def make(batch_size=16.0):
+        return Filter(dynamics, LayerGradients(batch_size), Kronecker(projection, 20, 0.1))
+
+    model, opt, losses = trained(make, 30)
+    assert losses[-1] < 0.5 * losses[0]
+    for p in model.parameters():
+        x, y = opt.posterior_covariance(p)
+        found = torch.outer(y.diagonal(), x.diagonal())
+        torch.testing.assert_close(opt.posterior_variance(p), found, rtol=1e-12, atol=0)
+
+
+def test_the_first_step_is_the_projection_of_the_dense_posterior():
+    """A mean loss of two examples, whose gradients autograd takes one by one."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, bias=False).double()
+    x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+    alone = [
+        torch.autograd.grad(cross_entropy(model(x[i : i + 1]), y[i : i + 1]), model.weight)[0]
+        for i in range(2)
+    ]
+    rows = [np.linalg.svd(g.numpy()) for g in alone]  # each of rank one
+    inputs = np.stack([v[0] for _, _, v in rows])
+    deltas = np.stack([u[:, 0] * s[0] for u, s, _ in rows])
+    exact = posterior(2.0 * np.eye(6), inputs, deltas)
+    before = model.weight.detach().clone()
+
+    def make(batch_size=2.0):
+        return Filter(Static(), LayerGradients(batch_size, None), Kronecker("forward", 200, 2.0))
+
+    opt = FilterOptimizer(model.parameters(), make, model=model)
+    cross_entropy(model(x), y).backward()
+    opt.step()
+    found = np.kron(*(factor.numpy() for factor in opt.posterior_covariance(model.weight)))
+    assert divergence(exact, found) - best_product(exact, 3, 2)[1] < 1e-10
+    step = -(found @ sum(alone).numpy().T.ravel()).reshape(3, 2).T
+    np.testing.assert_allclose((model.weight.detach() - before).numpy(), step, rtol=1e-9)
+
+
+def test_factors_may_be_kept_more_exactly_than_weights():
+    def make(dtype):
+        return lambda batch_size=16.0: Filter(
+            KroneckerDrift(1e-2, 0.1), LayerGradients(batch_size), Kronecker(dtype=dtype)
+        )
+
+    for dtype, kept in ((None, torch.float32), ("float64", torch.float64)):
+        model, opt, _ = trained(make(dtype), dtype=torch.float32)
+        for p in model.parameters():
+            roots = [opt.state[p][name] for name in ("input_root", "output_root")]
+            assert [root.dtype for root in roots] == [kept, kept]
+            assert opt.state[p]["exp_avg"].dtype == torch.float32
+
+
+def test_drift_without_mixing_is_fixed_noise():
+    for given in ({}, {"weight_decay": 0.3}, {"discretization": "exact"}):
+        drift, noise = (cls(0.1, 0.5, **given) for cls in (KroneckerDrift, FixedNoise))
+        assert drift.transition(scalar(3)) == noise.transition(scalar(3))
+        assert drift.initial_variance == noise.initial_variance
+
+
+def test_other_families_refuse_mixing():
+    with pytest.raises(IncompatibleComposition, match="KroneckerDrift does not fit"):
+        check(Filter(KroneckerDrift(left=1e-3), LayerGradients(), Diagonal()))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Kronecker("backward"), "projection='backward' is not allowed; use 'first-order'"),
+        (lambda: Kronecker(rounds=0), r"rounds=0 must be a number in \[1, inf\)"),
+        (lambda: Kronecker(initial_variance=0.0), r"initial_variance=0.0 .*\(0, inf\)"),
+        (lambda: Kronecker(max_dim=0), r"max_dim=0 .*\(0, inf\)"),
+        (lambda: Kronecker(dtype="float16"), "dtype='float16' is not allowed; use 'float32'"),
+        (lambda: Kronecker().init(torch.zeros(3), 1.0, 1), r"shape \(3,\) is no weight matrix"),
+        (lambda: Kronecker(max_dim=4).init(torch.zeros(2, 5), 1.0, 1), r"\(2, 5\).*max_dim=4"),
+        (lambda: KroneckerDrift(left=-1.0), r"left=-1.0 must be a number in \[0, inf\)"),
+        (lambda: LayerGradients(rows=0), r"rows=0 must be a number in \[1, inf\)"),
+        (lambda: LayerGradients(sharing="sum"), "sharing='sum' is not allowed; use 'expand'"),
+    ],
+)
+def test_errors_name_what_is_allowed(made, message):
+    with pytest.raises(ValueError, match=message):
+        made()
