@@ -15,6 +15,8 @@ from rich.table import Table
 from experiments.compare import Compare
 from experiments.errors import UserError
 from experiments.gap import Gap
+from experiments.kronecker import Kronecker
+from experiments.kronecker.arms import CONTENDERS
 from experiments.limits import Limits
 from experiments.limits.catalogue import CASES
 from experiments.momentum import Momentum
@@ -53,6 +55,9 @@ class List:
             "Methods of the study of weight uncertainty": {
                 name: method.arm.entry.description for name, method in METHODS.items()
             },
+            "Optimizers of the study of Kronecker-factored filters": {
+                name: contender.arm.entry.description for name, contender in CONTENDERS.items()
+            },
             "Cases of the study of limits": {
                 name: f"{case.composition}: {case.limit}" for name, case in CASES.items()
             },
@@ -77,6 +82,7 @@ Study = (
     | Annotated[Gap, tyro.conf.subcommand("gap")]
     | Annotated[Momentum, tyro.conf.subcommand("momentum")]
     | Annotated[Uncertainty, tyro.conf.subcommand("uncertainty")]
+    | Annotated[Kronecker, tyro.conf.subcommand("kronecker")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 

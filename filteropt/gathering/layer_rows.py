@@ -29,6 +29,7 @@ LIMIT = 4096
 """The largest table of an embedding whose tokens are written out, as so many numbers per row."""
 
 Sharing: TypeAlias = Literal["expand", "reduce"]
+"""Whether places of an example are rows of their own, or one."""
 
 
 class Matrix(NamedTuple):
@@ -88,8 +89,9 @@ def rows_of(
         uses: the uses, whose first dimension is examples.
         sharing: what to do with the places of an example.
         limit: the most rows to keep; the δ of a sub-sample of K out of T rows (see
-            :func:`positions`) are multiplied by :math:`\sqrt{T/K}`, so that the sum above is that
-            of all rows on average. ``None`` keeps all.
+            :func:`~filteropt.gathering.sub_sample.positions`) are multiplied by
+            :math:`\sqrt{T/K}`, so that the sum above is that of all rows on average. ``None``
+            keeps all.
         start: where the sub-sample begins.
         ones: each use's input to the bias, which follows the others as the last one; ``None`` for
             no such input.

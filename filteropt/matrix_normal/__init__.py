@@ -3,7 +3,7 @@ r"""Gaussians over a weight matrix with a Kronecker-factored covariance, as pair
 A weight matrix W, M×N, has :math:`\Sigma = \Sigma_x \otimes \Sigma_\delta`, with
 :math:`\Sigma_x = S_xS_x^\top` over its N inputs and :math:`\Sigma_\delta = S_\delta S_\delta^\top`
 over its M outputs. Both stay roots throughout: symmetric and positive by form. Only the product is
-determined; :func:`balance` shares the scale out.
+determined; :func:`~filteropt.matrix_normal.factors.balance` shares the scale out.
 """
 
 from filteropt.matrix_normal.ageing import (

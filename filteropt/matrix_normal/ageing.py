@@ -85,8 +85,8 @@ def drift_forward(
     r"""The Kronecker product that minimises KL(P‖Q) to the drifted belief P.
 
     P has the covariance :math:`a\,\Sigma_x \otimes \Sigma_\delta + q I` and what else is added;
-    :func:`project_sum` solves for the optimum from the given factors on. What is approximated:
-    nothing.
+    :func:`~filteropt.matrix_normal.sums.project_sum` solves for the optimum from the given factors
+    on. What is approximated: nothing.
 
     Args:
         factors: roots of the posterior.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from filteropt.matrix_normal.factors import Factors, lower_of_tall
 from filteropt.types import Scalar
 
 __all__ = ["Spread", "combined", "gram", "project_sum", "relative_trace"]
-
-Root: TypeAlias = Tensor | None
-"""A root R of one factor, ``(n, ·)``; ``None`` is the identity."""
 
 
 class Spread(NamedTuple):
@@ -28,8 +25,8 @@ class Spread(NamedTuple):
     """
 
     weight: Scalar
-    input_root: Root
-    output_root: Root
+    input_root: Tensor | None
+    output_root: Tensor | None
 
 
 def project_sum(terms: Sequence[Spread], rounds: int = 20) -> Factors:
@@ -83,7 +80,7 @@ def project_sum(terms: Sequence[Spread], rounds: int = 20) -> Factors:
     return Factors(*triangles)
 
 
-def gram(root: Root) -> Root:
+def gram(root: Tensor | None) -> Tensor | None:
     """RRᵀ.
 
     Args:
@@ -96,7 +93,10 @@ def gram(root: Root) -> Root:
 
 
 def combined(
-    shares: Sequence[Scalar], roots: Sequence[Root], grams: Sequence[Root], like: Tensor
+    shares: Sequence[Scalar],
+    roots: Sequence[Tensor | None],
+    grams: Sequence[Tensor | None],
+    like: Tensor,
 ) -> Tensor:
     """The lower triangular root of Σᵢ sᵢ RᵢRᵢᵀ: by Cholesky, or by QR where that fails.
 
@@ -124,7 +124,7 @@ def combined(
     return lower_of_tall(torch.cat([part.mT for part in scaled]))
 
 
-def relative_trace(triangle: Tensor, root: Root) -> Tensor:
+def relative_trace(triangle: Tensor, root: Tensor | None) -> Tensor:
     """tr((LLᵀ)⁻¹RRᵀ), the squared norm of L⁻¹R.
 
     Args:
