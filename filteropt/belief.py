@@ -16,7 +16,7 @@ from filteropt.dtypes import belief_dtype
 from filteropt.engine import Filter, Scalars
 from filteropt.recipe import Bound
 from filteropt.report import Report, report
-from filteropt.trees import restore, tree_map
+from filteropt.trees import leaves, restore, tree_map
 from filteropt.types import State
 
 __all__ = [
@@ -224,9 +224,15 @@ def require_kept(
     Raises:
         RuntimeError: naming what is missing.
     """
-    if missing := [key for key in bound.names(block) if key not in state]:
+    needed = bound.names(block)
+    missing = [key for key in needed if key not in state]
+    if bound.filter.basis.turns:  # whose coordinates all else is in
+        like = dict(zip(needed, leaves(bound.form(block)), strict=True))
+        missing += [k for k in needed if k in state and state[k].shape != like[k].shape]
+        missing += [k for k in state if k.startswith("eigenvectors") and k not in like]
+    if missing:
         raise RuntimeError(
-            f"the group's hyperparameters now need {', '.join(missing)}, which {name()} has not "
+            f"the group's hyperparameters now need other {', '.join(missing)} than {name()} has "
             f"kept; start a new optimizer, or change them before the first step"
         )
 

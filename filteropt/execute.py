@@ -133,8 +133,15 @@ def require_prediction(filter: Filter) -> None:
         filter: the composition.
 
     Raises:
-        ValueError: dynamics that pull every weight by its own variance.
+        ValueError: dynamics that pull every weight by its own variance; or of several latents,
+            in coordinates that turn.
     """
+    if filter.basis.turns and filter.dynamics.k > 1:
+        raise ValueError(
+            f"linearize_at='prediction': the other latents of {type(filter.dynamics).__name__} are "
+            f"known in the coordinates of {type(filter.basis).__name__}; use "
+            f"linearize_at='posterior'"
+        )
     if filter.dynamics.transition(scalar(1)).pull is not None:
         raise ValueError(
             f"linearize_at='prediction': {type(filter.dynamics).__name__} pulls every weight by "

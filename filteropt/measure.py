@@ -128,6 +128,20 @@ def _read(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Any) ->
     return raw._replace(grad=-raw.grad, products=products)
 
 
+def limit(filter: Any, grad: Tensor) -> float:
+    """The largest magnitude of a gradient with which a step is finite.
+
+    Args:
+        filter: the composition; a basis that turns adds up squares of all the gradient's entries.
+        grad: the gradient, of which shape and dtype matter.
+
+    Returns:
+        The magnitude.
+    """
+    most = min(torch.finfo(grad.dtype).max, filter.likelihood.gradient_limit(grad.dtype))
+    return float(most) / max(1, grad.numel()) ** 0.5 if filter.basis.turns else float(most)
+
+
 def reject_complex(group: dict[str, Any]) -> None:
     """Refuse a new group's complex parameters while nothing has been stored.
 

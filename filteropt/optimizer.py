@@ -254,9 +254,7 @@ class FilterOptimizer(SamplingOptimizer):
                 belief.require_kept(bound, block, state, name)
             seen = {**gathered.get(p, {}), **of_layers.get(p, {})}
             raw = measure.gather(block, name, maximize=group["maximize"], **seen)
-            largest = torch.finfo(raw.grad.dtype).max
-            limit = min(largest, bound.filter.likelihood.gradient_limit(raw.grad.dtype))
-            readings.append(Reading(name, block, raw, limit))
+            readings.append(Reading(name, block, raw, measure.limit(bound.filter, raw.grad)))
             ages.append(1 + float(state.get("step", 0.0)))
         strict = group["linearize_at"] == "prediction"
         gain = self._recipe.gain(group)

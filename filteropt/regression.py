@@ -214,7 +214,7 @@ def transport(cov: Sequence[Tensor], variances: Callable[[Tensor], Tensor]) -> t
 
     A new coordinate's covariance is :math:`\sum_j w_{ij}\,\Sigma_j` with weights
     :math:`w_{ij} \ge 0`. So is the part of it that the latents before do not tell, and what an
-    average adds to that is no less than 0: nothing is subtracted from a variance.
+    average adds to that is held at 0 from below: it stays positive by form.
 
     Derived in :eq:`eq-transport`.
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call, jacrev
 
-from filteropt.gathering.layer_watch import LayerWatch, biases, covered
+from filteropt.gathering.layer_homes import biases, covered
+from filteropt.gathering.layer_watch import LayerWatch
 from filteropt.gathering.ledger import Ledger
 
 

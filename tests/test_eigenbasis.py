@@ -331,3 +331,60 @@ def test_rounding_does_not_choose_the_basis_of_a_null_space():
         )
         ends.append(p.detach().clone())
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-8)
+
+
+def test_large_gradients_are_refused_before_their_moments_overflow():
+    p, q = (nn.Parameter(torch.ones(8, 8)) for _ in range(2))
+    opt = filteropt.EigenbasisFilter([p, q], on_nonfinite="skip")
+    for size in (1.0, 1e19, 1.0, 1.0):
+        p.grad, q.grad = torch.ones(8, 8), torch.full((8, 8), size)
+        opt.step()
+    assert float(opt.state[p]["step"]) == float(opt.state[q]["step"]) == 3
+    assert p.isfinite().all()
+    assert opt.state[q]["factor_0"].isfinite().all()
+
+
+@pytest.mark.parametrize("change", [{"max_dim": 4}, {"max_dim": 64}])
+def test_a_belief_is_not_read_in_other_coordinates(change):
+    p = parameter(12, 3)
+    opt = filteropt.EigenbasisFilter([p], max_dim=12 if change["max_dim"] == 4 else 4)
+    run(opt, p, gradients((12, 3), 5))
+    opt.param_groups[0].update(change)
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match=r"now need other .*eigenvectors_0"):
+        run(opt, p, gradients((12, 3), 1))
+    assert torch.equal(p, before)
+
+
+def test_factors_of_another_kind_are_refused_before_anything_moves():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2))
+    opt = filteropt.EigenbasisFilter(model.parameters(), model=model)
+    for factors, words in (("gradients", ""), ("layers", "no rows"), ("layers", "now need other")):
+        opt.param_groups[0]["factors"] = factors
+        opt.zero_grad()
+        model(torch.randn(5, 3)).square().mean().backward()
+        before = copy.deepcopy(list(model.parameters()))
+        if factors == "layers":
+            with pytest.raises(RuntimeError, match=words):
+                opt.step()
+            assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+        else:
+            opt.step()
+
+
+def test_no_prediction_of_momentum_in_coordinates_that_turn():
+    rotated = variant(presets.momentum_filter, basis=KroneckerEigenbasis())
+    with pytest.raises(ValueError, match=r"linearize_at='prediction'.*KroneckerEigenbasis"):
+        FilterOptimizer([parameter(3, 2)], rotated, linearize_at="prediction")
+
+
+def test_directions_without_gradients_stay_where_they_are_in_single_precision():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 64, generator=generator)
+    basis, g = KroneckerEigenbasis(update_every=1, beta=0.9), torch.randn(8, 4) @ rows
+    state, _ = basis.refresh(basis.init(g), Raw(g), 1)
+    for t in (2, 3):
+        old = state.eigenvectors_1
+        state, _ = basis.refresh(state, Raw(torch.randn(8, 4, generator=generator) @ rows), t)
+    kept = (state.eigenvectors_1 * old).sum(0)[4:].square()
+    assert kept.mean() > 0.98

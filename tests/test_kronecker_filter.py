@@ -356,7 +356,7 @@ def test_a_hook_that_falls_silent_is_an_error():
     assert same(model, before)
 
 
-def test_attention_is_named_and_can_be_left_out():
+def test_attention_trains_with_its_projection_filtered_weight_by_weight():
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -369,16 +369,64 @@ def test_attention_is_named_and_can_be_left_out():
     model, (x, y) = Attention(), next(iter(batches((5, 4))))
     opt = KroneckerFilter(model, **OPTIONS)
     cross_entropy(model(x), y).backward()
-    with pytest.raises(RuntimeError, match=r"attention.out_proj.weight.*Give it to another filter"):
+    opt.step()
+    assert [row.gathered for row in opt.report()] == ["rows: Linear"] * 2 + ["gradient"] * 4
+
+
+class Tied(nn.Module):
+    """A table that is used as a matrix, too, without a layer's call."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.embed(x).mean(1) @ self.embed.weight.T
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_weights_used_without_their_layer_are_named_and_can_be_left_out(by_name):
+    model, x, y = Tied(), torch.tensor([[0, 1], [2, 3]]), torch.tensor([4, 5])
+    opt = KroneckerFilter(model, **OPTIONS)
+    cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match=r"'embed.weight'.*KroneckerFilter's diagonal="):
         opt.step()
-    read = list(model.read.parameters())
-    rest = [p for name, p in model.named_parameters() if not name.startswith("read")]
-    groups = [{"params": read}, {"params": rest, "structure": "diagonal"}]
-    opt = FilterOptimizer(groups, kronecker_filter, model=model, **OPTIONS)
+    given = ["embed.weight"] if by_name else [model.embed.weight]
+    opt = KroneckerFilter(model, diagonal=given, **OPTIONS)
     opt.zero_grad()
     cross_entropy(model(x), y).backward()
     opt.step()
-    assert [row.gathered for row in opt.report()] == ["rows: Linear"] * 2 + ["gradient"] * 4
+    assert [row.gathered for row in opt.report()] == ["gradient"]
+    with pytest.raises(ValueError, match=r"diagonal='embed.wait' is no parameter of the model"):
+        KroneckerFilter(model, diagonal=["embed.wait"])
+    with pytest.raises(TypeError, match="structure='diagonal' is chosen by layer"):
+        KroneckerFilter(model, structure="diagonal")
+
+
+def test_layers_that_are_left_out_of_a_step_learn_nothing_from_it():
+    model = nn.ModuleList(nn.Linear(3, 3, dtype=torch.float64) for _ in range(2))
+    opt = KroneckerFilter(model, **OPTIONS)
+    for t, (x, y) in enumerate(batches()):
+        opt.zero_grad(set_to_none=False)
+        cross_entropy(model[t % 2](x), y).backward()
+        opt.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_natural_gradient_bounds_weights_of_inputs_that_are_never_on():
+    layer = nn.Linear(6, 3, bias=False)
+    preset = filteropt.presets.kronecker_natural_gradient
+    opt = FilterOptimizer(layer.parameters(), preset, batch_size=16, model=layer)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1500):
+        x = torch.randn(16, 6, generator=generator)
+        x[:, 0] = 0
+        opt.zero_grad()
+        cross_entropy(layer(x), torch.randint(3, (16,), generator=generator)).backward()
+        opt.step()
+    variance = opt.posterior_variance(layer.weight)
+    assert (variance[:, 0] < 0.011).all()
+    assert (variance[:, 1:] > 1e-3).all()
 
 
 def test_gradients_that_are_not_finite_are_refused_whole():

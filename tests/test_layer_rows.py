@@ -18,8 +18,8 @@ import filteropt
 from filteropt.approximations import Diagonal, PerExample
 from filteropt.engine import Filter
 from filteropt.gathering import Gathering, LayerWatch, Ledger, sources
+from filteropt.gathering.layer_homes import biases, covered
 from filteropt.gathering.layer_rows import LIMIT
-from filteropt.gathering.layer_watch import biases, covered
 from filteropt.measure import NonFiniteGradientError
 from filteropt.models import Static
 from tests.layer_rows import Asks, curvature, forget, look, sum_of_products, watch

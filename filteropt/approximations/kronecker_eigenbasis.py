@@ -64,7 +64,7 @@ class KroneckerEigenbasis(Basis):
             they are.
         sharing: with ``"layers"``, whether places (times, pixels) where an example met the layer
             are rows of their own (``"expand"``) or are summed (``"reduce"``).
-        rows: with ``"layers"``, the most rows used per step, a sample; ``None`` for all.
+        rows: with ``"layers"``, the most rows per backward pass, a sample; ``None`` for all.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -157,13 +157,13 @@ class KroneckerEigenbasis(Basis):
         if raw.layer is not None:
             layer = raw.layer
             sides = layer.deltas, layer.inputs
-            return lambda i: gram(sides[i].to(raw.grad.dtype).mT)
+            return lambda i: _gram(sides[i].to(raw.grad.dtype).mT)
         grad = _inputs_last(raw.grad.reshape(self._sides(raw.grad)))
 
         def moment(i: int) -> Tensor:
             if i == 0:
-                return gram(grad.flatten(1))
-            return gram(grad.flatten(0, -2).mT) if i == 1 else (grad @ grad.mT).sum(0)
+                return _gram(grad.flatten(1))
+            return _gram(grad.flatten(0, -2).mT) if i == 1 else (grad @ grad.mT).sum(0)
 
         return moment
 
@@ -208,7 +208,7 @@ def _eigenvectors(basis: Any) -> dict[int, Tensor]:
     return {int(k.rsplit("_", 1)[1]): x for k, x in found if k.startswith("eigenvectors")}
 
 
-def gram(rows: Tensor) -> Tensor:
+def _gram(rows: Tensor) -> Tensor:
     """``rows @ rows.mT``, of whose halves that mirror each other one is computed."""
     size = len(rows)
     found = rows.new_empty(size, size)
@@ -242,6 +242,7 @@ def _iterate(factor: Tensor, old: Tensor) -> Tensor:
 
 def _damped(factor: Tensor) -> Tensor:
     """A factor whose null space, if it has one, has eigenvectors that rounding does not choose."""
-    diagonal = factor.diagonal()
-    apart = torch.linspace(2, 1, len(factor), dtype=factor.dtype, device=factor.device)
-    return factor + (DAMPING * diagonal.mean() * apart).diag()
+    size = len(factor)
+    least = max(DAMPING / size, 16 * torch.finfo(factor.dtype).eps)  # above a product's rounding
+    apart = torch.linspace(2, 1, size, dtype=factor.dtype, device=factor.device)
+    return factor + (least * factor.diagonal().sum() * apart).diag()

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from filteropt.blocks import Block, blocks_of
 from filteropt.dtypes import belief_dtype
 from filteropt.gathering.example_gradients import adds_up
-from filteropt.gathering.layer_rows import Sharing, matrix_of, rows_of
+from filteropt.gathering.layer_homes import biases, covered, describe, owners
+from filteropt.gathering.layer_rows import Sharing, rows_of
 from filteropt.gathering.layer_uses import Arrival, Use, fault, sums, use_of
 from filteropt.gathering.ledger import Ledger
 from filteropt.gathering.pass_watch import PassWatch, coarsest
 from filteropt.measure import several
 from filteropt.types import LayerRows
 
-__all__ = ["LayerWatch", "biases", "covered"]
+__all__ = ["LayerWatch"]
 
 MEMORY = 2**28
 """Bytes that gradients may take while rows are checked against the parameter's own."""
@@ -35,72 +36,6 @@ class Asked(NamedTuple):
     sharing: Sharing = "expand"
     rows: int | None = None
     joint: bool = False
-
-
-def covered(model: nn.Module) -> dict[Tensor, str]:
-    """The weights of which rows can be had, each with the layers that own it.
-
-    They are the matrices of Linear, Conv1d to Conv3d and Embedding layers whose options and size
-    :data:`~filteropt.gathering.layer_rows.MATRICES` covers, if no other module owns them too.
-
-    Args:
-        model: the module.
-
-    Returns:
-        Names and kinds of layers by weight, in the model's order.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
-        >>> list(covered(model).values())
-        ['0 (Linear)']
-    """
-    found = {}
-    for p, homes in _homes(model).items():
-        lazy = nn.parameter.is_lazy(p)
-        if all(place == "weight" and matrix_of(layer) for _, layer, place in homes) and not lazy:
-            found[p] = _describe(homes)
-    return found
-
-
-def biases(model: nn.Module) -> dict[Tensor, Tensor]:
-    """The biases that may be taken for one more column of a weight of which rows can be had.
-
-    Args:
-        model: the module.
-
-    Returns:
-        Biases by weight, where all layers that own the weight and have a bias have the same, and
-        no other module has it.
-
-    Example:
-        >>> model = nn.Linear(4, 3)
-        >>> biases(model)[model.weight] is model.bias
-        True
-    """
-    homes, found = _homes(model), {}
-    for p in covered(model):
-        theirs = [getattr(layer, "bias", None) for _, layer, _ in homes[p]]
-        distinct = {bias for bias in theirs if bias is not None}
-        if len(distinct) == 1:
-            (bias,) = distinct
-            layers = {layer for _, layer, _ in homes[p]}
-            if all(layer in layers for _, layer, _ in homes[bias]):
-                found[p] = bias
-    return found
-
-
-def _homes(model: nn.Module) -> dict[Tensor, list[tuple[str, nn.Module, str]]]:
-    """Which modules own a parameter, and as what."""
-    homes: dict[Tensor, list[tuple[str, nn.Module, str]]] = {}
-    for name, module in model.named_modules():
-        for place, p in module._parameters.items():
-            if p is not None:
-                homes.setdefault(p, []).append((name, module, place))
-    return homes
-
-
-def _describe(homes: list[tuple[str, nn.Module, str]]) -> str:
-    return ", ".join(f"{name or 'model'} ({type(layer).__name__})" for name, layer, _ in homes)
 
 
 class LayerWatch(PassWatch):
@@ -192,11 +127,11 @@ class LayerWatch(PassWatch):
                     f"layer alone; give it to another filter"
                 )
             if p in names and p not in known:
-                homes = _describe(_homes(self.model)[p])
+                homes = describe(owners(self.model)[p])
                 raise ValueError(
                     f"parameter {names[p]!r} of {homes}, of shape {tuple(p.shape)}, is no matrix "
                     f"of a layer whose rows can be gathered (see "
-                    f"filteropt.gathering.layer_watch.covered); give it to another filter"
+                    f"filteropt.gathering.layer_homes.covered); give it to another filter"
                 )
         self.watch([p for p, _ in found], asked)
         self._homes = known
@@ -279,17 +214,23 @@ class LayerWatch(PassWatch):
         """One parameter's rows."""
         inputs, deltas = (self.ledger.look(p, field) for field in self.fields)
         why = self._failed.get(p, "")
+        if not why and inputs is None and p.grad is not None and not p.grad.any():
+            return LayerRows(*(p.new_zeros(0, n) for n in self._sides(p)))  # not used in this step
         if inputs is None or deltas is None:
             why = why or "no gradient was backpropagated since the last step or zero_grad"
         if why:
             raise RuntimeError(
                 f"parameter {self.names[p]!r} of {self._homes[p]} has a gradient, but no rows: "
-                f"{why}. Give it to another filter, which needs no rows of its layer, or train it "
-                f"by the layer's own call alone"
+                f"{why}. Give it to another filter (KroneckerFilter's diagonal=), or train it "
+                f"by the layer's own call alone (penalties by weight_decay)"
             )
         assert inputs is not None
         assert deltas is not None
         return LayerRows(inputs, deltas)
+
+    def _sides(self, p: Tensor) -> tuple[int, int]:
+        """N, with the bias' column, and M."""
+        return p[0].numel() + (self._biases[p] is not None), len(p)
 
 
 def _batched(arrival: Arrival, dtype: torch.dtype) -> Use:

@@ -44,6 +44,8 @@ def eigenbasis_filter(
     transport: Literal["project", "keep"] = "project",
     max_dim: Count = 2048,
     eps: Nonnegative = 0.0,
+    sharing: Literal["expand", "reduce"] = "expand",
+    rows: Count | None = 1024,
 ) -> Filter:
     """The composition of :class:`~filteropt.EigenbasisFilter` (same arguments)."""
     if eps and not stationary:
@@ -58,7 +60,9 @@ def eigenbasis_filter(
         if stationary
         else SquaredGradient(batch_size, betas[0]),
         FixedPoint() if stationary else Diagonal(),
-        KroneckerEigenbasis(factors, beta, update_every, refresh, transport, max_dim),
+        KroneckerEigenbasis(
+            factors, beta, update_every, refresh, transport, max_dim, sharing, rows
+        ),
     )
 
 
@@ -103,6 +107,9 @@ class EigenbasisFilter(FilterOptimizer):
             :class:`~filteropt.approximations.KroneckerEigenbasis`.
         max_dim: the longest side that is rotated; [1, inf).
         eps: added to the average square of the summed loss' gradient; [0, inf).
+        sharing: with ``factors="layers"``, what becomes of the places of an example.
+        rows: with ``factors="layers"``, the most rows per layer and backward pass, a sample;
+            [1, inf), or ``None`` for all.
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"`` or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from filteropt.approximations import Diagonal, Kronecker, LayerGradients, SquaredGradient
 from filteropt.engine import Filter
-from filteropt.gathering.layer_watch import biases, covered
+from filteropt.gathering.layer_homes import biases, covered
 from filteropt.hyperparameters import (
     Count,
     LearningRate,
@@ -78,7 +79,7 @@ class KroneckerFilter(FilterOptimizer):
 
     A matrix of M×N weights keeps M² + N² numbers (of its bias, too: N + 1 for N) and one average
     per weight. A bias without a gradient in a step stays where it is; one whose weight has none
-    cannot move.
+    is an error.
 
     Args:
         model: the module that owns the parameters and whose output the loss is computed from.
@@ -96,12 +97,15 @@ class KroneckerFilter(FilterOptimizer):
             [0, inf). See :class:`~filteropt.models.KroneckerDrift`.
         right: the same from the right.
         sharing: ``"expand"`` or ``"reduce"``, what becomes of the places of an example.
-        rows: the most rows per layer and step, a sample; [1, inf), or ``None`` for all.
+        rows: the most rows per layer and backward pass, a sample; [1, inf), or ``None`` for all.
         bias: ``"joint"``, a layer's bias is a column of its weight, which is that of no other
             layer; or ``"diagonal"``, filtered weight by weight.
         dtype: ``"float32"`` or ``"float64"``, of the factors; ``None`` for the belief's.
         max_dim: the longest side of a matrix that gets factors; [1, inf). Others are filtered
             weight by weight.
+        diagonal: parameters, or their names, that are to be filtered weight by weight, such as
+            weights that the model uses without calling their layer. What attention does so with,
+            its output's projection, is among them anyway.
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"`` or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.
@@ -145,6 +149,7 @@ class KroneckerFilter(FilterOptimizer):
         bias: Literal["joint", "diagonal"] = "joint",
         dtype: Literal["float32", "float64"] | None = None,
         max_dim: int = 2048,
+        diagonal: Sequence[str | Tensor] = (),
         **keywords: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -154,7 +159,13 @@ class KroneckerFilter(FilterOptimizer):
             )
         check_values("KroneckerFilter", {"max_dim": max_dim}, {"max_dim": Count})
         check_values("KroneckerFilter", {"bias": bias}, hints_of(kronecker_filter))
-        groups = _structures(model, max_dim, joint=bias == "joint")
+        if "structure" in keywords:
+            raise TypeError(
+                f"KroneckerFilter: structure={keywords['structure']!r} is chosen by layer; name "
+                f"the parameters that are to be filtered weight by weight in diagonal"
+            )
+        alone = _named(model, diagonal)
+        groups = _structures(model, max_dim, alone, joint=bias == "joint")
         super().__init__(
             [{"params": some, "structure": name} for name, some in groups.items() if some],
             kronecker_filter, lr=lr, lr_sgd=lr_sgd, beta1=beta1, weight_decay=weight_decay,
@@ -164,15 +175,33 @@ class KroneckerFilter(FilterOptimizer):
         )  # fmt: skip
 
 
-def _structures(model: nn.Module, max_dim: int, *, joint: bool) -> dict[str, list[Any]]:
+def _named(model: nn.Module, diagonal: Sequence[str | Tensor]) -> set[Tensor]:
+    """The parameters that are given, also by name, and those that layers never tell of."""
+    known, alone = dict(model.named_parameters(remove_duplicate=False)), set()
+    for given in diagonal:
+        if isinstance(given, str) and given not in known:
+            raise ValueError(
+                f"KroneckerFilter: diagonal={given!r} is no parameter of the model; those are "
+                f"{', '.join(known)}"
+            )
+        alone.add(known[given] if isinstance(given, str) else given)
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):  # uses its projection's weight by itself
+            alone.update(module.out_proj.parameters())
+    return alone
+
+
+def _structures(
+    model: nn.Module, max_dim: int, alone: set[Tensor], *, joint: bool
+) -> dict[str, list[Any]]:
     """Matrices, each with its bias after it, and all other parameters, with their names."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     columns = biases(model) if joint else {}
     groups: dict[str, list[Any]] = {"kronecker": [], "diagonal": []}
     for p in covered(model):
-        if not p.numel() or max(len(p), p[0].numel()) > max_dim:
+        if p in alone or not p.numel() or max(len(p), p[0].numel()) > max_dim:
             continue
-        bias = columns.get(p) if p.requires_grad else None
+        bias = columns.get(p) if p.requires_grad and columns.get(p) not in alone else None
         groups["kronecker"] += [(names[q], q) for q in (p, bias) if q is not None]
     taken = {p for _, p in groups["kronecker"]}
     groups["diagonal"] = [(name, p) for p, name in names.items() if p not in taken]

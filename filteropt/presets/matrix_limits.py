@@ -16,7 +16,7 @@ from filteropt.hyperparameters import (
     Positive,
     checked,
 )
-from filteropt.models import ProportionalNoise, RandomWalk
+from filteropt.models import ForgetToPrior, RandomWalk
 from filteropt.presets.eigenbasis import eigenbasis_filter
 
 __all__ = ["kronecker_natural_gradient", "kronecker_whitening", "soap"]
@@ -30,22 +30,27 @@ def kronecker_natural_gradient(
     beta1: Momentum | None = None,
     *,
     batch_size: Positive = 1,
-    initial_variance: Positive = 1e-2,
+    prior_variance: Positive = 1e-2,
+    rows: Count | None = 1024,
     structure: Structure = "kronecker",
 ) -> Filter:
-    r"""Natural gradient with Kronecker factors, as K-FAC's: the filter of fading memory at rest.
+    r"""Natural gradient with Kronecker factors, as K-FAC's: evidence that fades to a prior.
 
-    .. math:: W \leftarrow W - \lambda\, D^{-1} G X^{-1}, \qquad
-        X \otimes D \approx \sum_r x_r x_r^\top \otimes \delta_r \delta_r^\top \text{ on average} .
+    .. math:: W \leftarrow W - \Sigma_\delta\, G\, \Sigma_x, \qquad
+        (\Sigma_x \otimes \Sigma_\delta)^{-1} \approx \frac1\lambda
+        \sum_r x_r x_r^\top \otimes \delta_r \delta_r^\top + \frac1{\sigma_0^2}
 
-    What differs from K-FAC: examples' own gradients instead of sampled labels', both factors from
-    one KL projection instead of independent averages, and a prior instead of damping.
+    at rest, with the sum's average. The prior's precision is K-FAC's damping; it bounds weights
+    whose inputs are never on, and pulls the weights to 0 as their evidence fades. What differs from
+    K-FAC: examples' own gradients instead of sampled labels', both factors from one KL projection
+    instead of independent averages, and what a prior does to a projection.
 
     Args:
         forgetting: λ, the fraction of evidence that fades per step, and the rate; (0, 1).
         beta1: decay of the gradient's running average; [0, 1). ``None`` keeps none.
         batch_size: B, the examples that the loss averages over; (0, inf).
-        initial_variance: of every weight, in squared weight units; (0, inf).
+        prior_variance: σ₀², of every weight, in squared weight units; (0, inf).
+        rows: the most rows per layer and backward pass; [1, inf), or ``None`` for all.
         structure: ``"kronecker"``, or ``"diagonal"`` for parameters that are no layer's matrix.
 
     Returns:
@@ -67,12 +72,10 @@ def kronecker_natural_gradient(
 
     Source: U (Aitchison 2018) Sec. 2.1.3; see :eq:`eq-kronecker-rest`.
     """
-    dynamics = ProportionalNoise(forgetting)
+    dynamics = ForgetToPrior(forgetting, prior_variance)
     if structure == "diagonal":
-        squares = SquaredGradient(batch_size, beta1)
-        return Filter(dynamics, squares, Diagonal(initial_variance))
-    family = Kronecker("reverse", initial_variance=initial_variance)
-    return Filter(dynamics, LayerGradients(batch_size, beta1), family)
+        return Filter(dynamics, SquaredGradient(batch_size, beta1), Diagonal())
+    return Filter(dynamics, LayerGradients(batch_size, beta1, rows=rows), Kronecker("reverse"))
 
 
 @checked
@@ -83,6 +86,7 @@ def kronecker_whitening(
     batch_size: Positive = 1,
     initial_variance: Positive = 1e-2,
     weight_decay: Nonnegative = 0.0,
+    rows: Count | None = 1024,
     structure: Structure = "kronecker",
 ) -> Filter:
     r"""Whitening from both sides, the Kronecker analogue of RMSprop: the random walk at rest.
@@ -96,6 +100,7 @@ def kronecker_whitening(
         batch_size: B, the examples that the loss averages over; (0, inf).
         initial_variance: of every weight, in squared weight units; (0, inf).
         weight_decay: decoupled, per unit of ``lr``; [0, inf).
+        rows: the most rows per layer and backward pass; [1, inf), or ``None`` for all.
         structure: ``"kronecker"``, or ``"diagonal"`` for parameters that are no layer's matrix.
 
     Returns:
@@ -122,7 +127,7 @@ def kronecker_whitening(
         squares = SquaredGradient(batch_size, beta1)
         return Filter(dynamics, squares, Diagonal(initial_variance))
     family = Kronecker("reverse", initial_variance=initial_variance)
-    return Filter(dynamics, LayerGradients(batch_size, beta1), family)
+    return Filter(dynamics, LayerGradients(batch_size, beta1, rows=rows), family)
 
 
 @checked

@@ -28,6 +28,7 @@ WORDS = {
     "transport": ("keep",),
 }
 OF_BASES = {"update_every", "max_dim", "refresh", "transport", "factor_beta"}
+OF_LAYERS = {"rows"}  # of parts that look into the model, which these problems do not give
 BOOKKEEPING = {"base_lr"}  # keys of a group that are no constructor keywords
 
 
@@ -86,6 +87,8 @@ class Subject:
         """Return each numeric hyperparameter with another legal value, tuples entry by entry."""
         found = []
         for name, value in self.numeric().items():
+            if name in OF_LAYERS:
+                continue
             if isinstance(value, tuple):
                 for i, entry in enumerate(value):
                     found.append((name, (*value[:i], another(entry), *value[i + 1 :])))
