@@ -12,6 +12,7 @@ import torch
 import filteropt
 from filteropt import approximations, models
 from filteropt.engine import Filter, check
+from filteropt.engine.compatibility import _conflict
 from filteropt.testing import compositions, parts
 from filteropt.types import Basis
 from tests.gathering import backward
@@ -32,11 +33,7 @@ MADE = [
 
 
 def fits(filter):
-    try:
-        check(filter)
-    except filteropt.IncompatibleComposition:
-        return False
-    return True
+    return _conflict(filter) is None
 
 
 def plain(filter):
@@ -52,14 +49,13 @@ FITTING = [filter for filter in MADE if fits(filter)]
 
 
 def refusals():
-    """One composition for every message and family; those whose basis is not to blame only once."""
+    """One composition for every reason and family; those whose basis is not to blame only once."""
     found = {}
     for filter in MADE:
-        if plain(filter) or fits(in_place(filter)):
-            try:
-                check(filter)
-            except filteropt.IncompatibleComposition as refusal:
-                found.setdefault((str(refusal), type(filter.posterior)), filter)
+        refused = _conflict(filter)
+        if refused is not None and (plain(filter) or fits(in_place(filter))):
+            blamed = (type(getattr(filter, slot)) for slot in refused.slots)
+            found.setdefault((*blamed, refused.why, type(filter.posterior)), filter)
     return list(found.values())
 
 
