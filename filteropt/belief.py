@@ -224,17 +224,24 @@ def require_kept(
     Raises:
         RuntimeError: naming what is missing.
     """
-    needed = bound.names(block)
-    missing = [key for key in needed if key not in state]
-    if bound.filter.basis.turns:  # whose coordinates all else is in
-        like = dict(zip(needed, leaves(bound.form(block)), strict=True))
-        missing += [k for k in needed if k in state and state[k].shape != like[k].shape]
-        missing += [k for k in state if k.startswith("eigenvectors") and k not in like]
-    if missing:
+    needed, advice = (
+        bound.names(block),
+        "start a new optimizer, or change them before the first step",
+    )
+    if missing := [key for key in needed if key not in state]:
         raise RuntimeError(
-            f"the group's hyperparameters now need other {', '.join(missing)} than {name()} has "
-            f"kept; start a new optimizer, or change them before the first step"
+            f"the group's hyperparameters now need {', '.join(missing)}, which {name()} has not "
+            f"kept; {advice}"
         )
+    if bound.filter.basis.turns:  # all else is in its coordinates
+        like = dict(zip(needed, leaves(bound.form(block)), strict=True))
+        other = [k for k in needed if state[k].shape != like[k].shape]
+        other += [k for k in state if k.startswith("eigenvectors") and k not in like]
+        if other:
+            raise RuntimeError(
+                f"the group's hyperparameters now need other {', '.join(other)} than {name()} has "
+                f"kept; {advice}"
+            )
 
 
 def strict_state(k: int) -> dict[str, Any]:

@@ -160,6 +160,8 @@ def update(
         states: every parameter's tensors by name, ``step`` among them.
         gain: factor on the displacement.
     """
+    if bound.filter.basis.turns and batch.t == 1:
+        batch = _taught(bound, batch, states)
     weights = [local(reading.p) for reading in batch.readings]
     shards = [{k: local(v) for k, v in states[r.p].items()} for r in batch.readings]
     forms = [bound.form(reading.block) for reading in batch.readings]
@@ -205,3 +207,19 @@ def _turned(
     """A parameter's state, in the coordinates of the step."""
     state = restore(form, [shard[key] for key in keys])
     return engine.refresh(filter, t, state, reading.raw) if filter.basis.turns else state
+
+
+def _taught(bound: Bound, batch: Batch, states: Mapping[Tensor, ParameterState]) -> Batch:
+    """Let bases learn in which no step may be taken yet; the batch without their parameters."""
+    ready, basis = [], bound.filter.basis
+    for reading in batch.readings:
+        keys, kept = bound.names(reading.block), states[reading.p]
+        state = restore(bound.form(reading.block), [kept[key] for key in keys])
+        if basis.ready(state.basis) or not bool(reading.raw.grad.any()):
+            ready.append(reading)
+            continue
+        learned, _ = basis.refresh(state.basis, reading.raw, batch.t)
+        for key, leaf in zip(keys, leaves(state._replace(basis=learned)), strict=True):
+            if leaf is not kept[key]:
+                kept[key].copy_(leaf)
+    return batch._replace(readings=ready)

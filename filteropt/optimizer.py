@@ -268,7 +268,9 @@ class FilterOptimizer(SamplingOptimizer):
                 continue
             state, own = self.state[p], bound.names(block) if p is block.weight else ()
             if not state or (group["lr"] and not group["base_lr"] and not state["step"]):
-                state.update(self._fresh(group, block, p))
+                learned = bound.basis(block) if state else ()
+                fresh = self._fresh(group, block, p)
+                state.update({k: v for k, v in fresh.items() if k not in learned})
             for name in state.keys() - {*own, *(RESERVED if strict else ("step",))}:
                 del state[name]
             if strict and "evaluating" not in state:

@@ -17,7 +17,7 @@ from filteropt.engine import Filter
 from filteropt.hyperparameters import LearningRate, check_values, hints_of
 from filteropt.signature import plain, preset_values, scheduled_names
 from filteropt.trees import names
-from filteropt.types import State
+from filteropt.types import Belief, State
 
 __all__ = ["Bound", "Recipe", "variant"]
 
@@ -52,6 +52,10 @@ class Bound:
         if p.shape not in self.kept:
             self.kept[p.shape] = names(self.form(p))
         return self.kept[p.shape]
+
+    def basis(self, p: Tensor | Block) -> list[str]:
+        """What the tensors of its basis are called."""
+        return names(State(Belief((), ()), (), self.form(p).basis))
 
 
 class Recipe:

@@ -24,7 +24,7 @@ def turned(basis, shape):
 @pytest.mark.parametrize("size", [127, 128, 129, 300])
 def test_second_moments_in_blocks_are_the_whole(size):
     state, (first, second) = turned(KroneckerEigenbasis(beta=0.5), (size, 2))
-    expected = 0.5 * (first @ first.mT + second @ second.mT)
+    expected = 0.25 * first @ first.mT + 0.5 * second @ second.mT
     torch.testing.assert_close(state.factor_0, expected)
 
 

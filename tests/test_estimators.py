@@ -16,6 +16,7 @@ from filteropt.approximations import (
     CentredGradient,
     GaussNewton,
     GaussNewtonDiagonal,
+    LayerGradients,
     NoCurvature,
     PerExample,
     Price,
@@ -70,6 +71,7 @@ UNBIASED = [
     (GaussNewton(), second_moment, 1),  # of a minibatch whose one Jacobian row is its gradient
     (GaussNewtonDiagonal(beta1=0.9), second_moment, 1),
     (AveragedPull(), second_moment, 1),
+    (LayerGradients(), second_moment, 1),  # test_layer_rows.py: that rows are the layers' own
     (PerExample(), second_moment, 1),  # test_per_example.py: that it is each example's own
     (Price(), product, 1),
     (Repeated(), second_moment, 1),

@@ -193,7 +193,7 @@ class Cancelling(Diagonal):
 
 
 class Restless(Diagonal):
-    def propagate(self, belief, transition):
+    def propagate(self, belief, transition, p=None):
         disp, prior = super().propagate(belief, transition)
         return disp, Belief((), type(prior.cov)(prior.cov[0] + 1e-3))
 
@@ -201,7 +201,7 @@ class Restless(Diagonal):
 class Impatient(Diagonal):
     """Ages a belief by noise that depends on it: two steps are not the composed one."""
 
-    def propagate(self, belief, transition):
+    def propagate(self, belief, transition, p=None):
         (v,) = belief.cov
         (noise,) = transition.Q
         return 0.0, Belief((), type(belief.cov)(v * transition.F[0][0] ** 2 + noise * (1 + v)))

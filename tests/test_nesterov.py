@@ -52,7 +52,7 @@ class Gains(Posterior):
     def drift(self, belief, transition):
         return transition.F[0][1] * belief.aux[0]
 
-    def propagate(self, belief, transition):
+    def propagate(self, belief, transition, p=None):
         kept = (transition.F[1][1] * belief.aux[0],)
         return self.drift(belief, transition), Belief(kept, ())
 

@@ -42,10 +42,10 @@ class KroneckerEigenbasis(Basis):
     of independent weights can be kept in them.
 
     The coordinates of a step are chosen by the gradients before it: seen in its own eigenvectors a
-    gradient is diagonal, and what is left elsewhere is rounding. So the first step is taken in the
-    weights' own. Before the second and then every ``update_every`` steps they turn by
-    :math:`R = U'^\top U`, and the belief with them: means and averaged gradients exactly, variances
-    and curvature by
+    gradient is diagonal, and what is left elsewhere is rounding. So the first gradient of a matrix
+    makes its basis and moves nothing. Every ``update_every`` steps, the first included, the
+    coordinates turn by :math:`R = U'^\top U`, and the belief with them: means and averaged
+    gradients exactly, variances and curvature by
 
     .. math:: d'_i = \sum_j R_{ij}^2 d_j ,
 
@@ -124,21 +124,25 @@ class KroneckerEigenbasis(Basis):
         """Every dimension, times the squares of its eigenvectors transposed."""
         return self._each({i: u.mT.square() for i, u in _eigenvectors(basis).items()}, variance)
 
+    def ready(self, basis: Any) -> bool:
+        """Whether it has seen a gradient, or has nothing to learn."""
+        return not basis or bool(basis[0].any())
+
     def refresh(self, basis: Any, raw: Raw, t: float) -> tuple[Leaves, Turn | None]:
         """Turn, where it is due, then update the factors."""
         if not basis:
             return basis, None
-        due = t > 1 and (t - 2) % self.update_every == 0
-        learned, moments = 1 - self.beta if t > 1 else 1.0, self._moments(raw)
+        due = (t - 1) % self.update_every == 0 and (t > 1 or self.ready(basis))
+        moments = self._moments(raw)
         leaves: dict[str, Tensor] = {}
         turned: dict[int, Tensor] = {}
         for i, old in _eigenvectors(basis).items():
             factor, new = getattr(basis, f"factor_{i}"), old
             if due:
-                exact = t == 2 or self.refresh_by == "eigh"
+                exact = t == 1 or self.refresh_by == "eigh"
                 new = _eigh(factor) if exact else _iterate(factor, old)
                 turned[i] = new.mT @ old
-            leaves[f"factor_{i}"] = factor.lerp(moments(i), learned)
+            leaves[f"factor_{i}"] = factor.lerp(moments(i), 1 - self.beta)
             leaves[f"eigenvectors_{i}"] = new
         return type(basis)(**leaves), self._turn(turned) if due else None
 

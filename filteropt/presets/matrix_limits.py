@@ -145,8 +145,7 @@ def soap(
         \frac{U_\delta^\top \langle G \rangle U_x}{\sqrt{\langle (U_\delta^\top G U_x)^2 \rangle}}
         U_x^\top .
 
-    It differs from the released code in the first step, which is Adam's here and left out there,
-    and in that a basis is used as soon as it is made.
+    As in the released code the first gradient of a matrix makes its basis and moves nothing.
 
     Args:
         lr: η; [0, inf).

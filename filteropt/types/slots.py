@@ -180,6 +180,10 @@ class Basis(Protocol):
     def variance(self, basis: Any, variance: Tensor) -> Tensor:
         """The parameter's marginal variances, given independent ones in these coordinates."""
 
+    def ready(self, basis: Any) -> bool:
+        """Whether a first step may be taken; until then gradients only teach the basis."""
+        return True
+
     def refresh(self, basis: Any, raw: Raw, t: float) -> tuple[Leaves, Turn | None]:
         """Learn from what step ``t`` gathered, and perhaps turn: never compiled."""
         return basis, None

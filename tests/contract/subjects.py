@@ -43,8 +43,9 @@ class Subject:
         cancels: hyperparameters that scale the belief but provably cancel in the weights.
         predicts: whether gradients may be taken at the prediction.
         numbers_per_side: how many a matrix of M×N weights may cost beside, per M² + N².
-        whole: whether tensors must be whole; then rounding is told apart by its basis, and what
-            is said of the basis matters to matrices alone.
+        whole: whether tensors must be whole; then rounding is told apart by its basis, which a
+            matrix' first gradient makes without a step, and what is said of which matters to
+            matrices alone.
     """
 
     cls: type[torch.optim.Optimizer]

@@ -202,7 +202,7 @@ def test_prediction_differs_from_posterior_only_in_training_mode(library_subject
     params = parameters()
     opt = library_subject(params, linearize_at="prediction", weight_decay=0.5)
     before = clones(params)
-    drive(opt, 1)
+    drive(opt, 1 + library_subject.whole)
     predicted = clones(params)
     opt.eval()
     lr = opt.param_groups[0]["lr"]

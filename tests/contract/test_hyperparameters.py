@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import typing
 
 import pytest
 import torch
@@ -46,13 +47,14 @@ def every_bad_value():
         for subject in FILTERS
         for name, default in subject.numeric().items()
         for value, shown in bad_values(name, default)
-        if value is not None or not none_is_the_default(subject.cls, name)
+        if value is not None or not none_is_legal(subject.cls, name)
     ]
 
 
-def none_is_the_default(cls, name):
+def none_is_legal(cls, name):
     """Return whether the class itself lets the hyperparameter be None."""
-    return inspect.signature(cls).parameters[name].default is None
+    parameter = inspect.signature(cls).parameters[name]
+    return parameter.default is None or type(None) in typing.get_args(parameter.annotation)
 
 
 def assert_clear(message, name, shown, allowed):
