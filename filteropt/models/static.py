@@ -25,8 +25,9 @@ class Static(Dynamics):
 
     Example:
         >>> from filteropt.models import Static
-        >>> Static().transition(1)
-        Transition(F=((1.0,),), Q=(0.0,), c=1.0, decay=None, lost=0.0, flow=None, pull=None)
+        >>> still = Static().transition(1)
+        >>> still.F, still.Q, still.lost
+        (((1.0,),), (0.0,), 0.0)
 
     Source: Aitchison (2018) Eq. 13–14; Ollivier (2018); derived in :eq:`eq-static` and
     :eq:`eq-recursive-least-squares`.
