@@ -18,6 +18,7 @@ from filteropt.hyperparameters import (
 )
 from filteropt.models import ForgetToPrior, RandomWalk
 from filteropt.presets.eigenbasis import eigenbasis_filter
+from filteropt.types import Dynamics
 
 __all__ = ["kronecker_natural_gradient", "kronecker_whitening", "soap"]
 
@@ -72,10 +73,8 @@ def kronecker_natural_gradient(
 
     Source: U (Aitchison 2018) Sec. 2.1.3; see :eq:`eq-kronecker-rest`.
     """
-    dynamics = ForgetToPrior(forgetting, prior_variance)
-    if structure == "diagonal":
-        return Filter(dynamics, SquaredGradient(batch_size, beta1), Diagonal())
-    return Filter(dynamics, LayerGradients(batch_size, beta1, rows=rows), Kronecker("reverse"))
+    layers = LayerGradients(batch_size, beta1, rows=rows)
+    return _structured(ForgetToPrior(forgetting, prior_variance), layers, None, structure)
 
 
 @checked
@@ -122,12 +121,18 @@ def kronecker_whitening(
 
     Source: U (Aitchison 2018) Sec. 4.3; see :eq:`eq-kronecker-rest`.
     """
-    dynamics = RandomWalk(lr, weight_decay)
+    layers = LayerGradients(batch_size, beta1, rows=rows)
+    return _structured(RandomWalk(lr, weight_decay), layers, initial_variance, structure)
+
+
+def _structured(
+    dynamics: Dynamics, layers: LayerGradients, variance: float | None, structure: Structure
+) -> Filter:
+    """The filter of a layer's matrix, or that of other parameters with the same dynamics."""
     if structure == "diagonal":
-        squares = SquaredGradient(batch_size, beta1)
-        return Filter(dynamics, squares, Diagonal(initial_variance))
-    family = Kronecker("reverse", initial_variance=initial_variance)
-    return Filter(dynamics, LayerGradients(batch_size, beta1, rows=rows), family)
+        squares = SquaredGradient(layers.scale, layers.beta1)
+        return Filter(dynamics, squares, Diagonal(variance))
+    return Filter(dynamics, layers, Kronecker("reverse", initial_variance=variance))
 
 
 @checked
