@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, linear, unfold
 
 import filteropt
 from filteropt import FilterOptimizer, KroneckerFilter
-from filteropt.approximations import Kronecker, LayerGradients
+from filteropt.approximations import Diagonal, Kronecker, LayerGradients
 from filteropt.engine import Filter
 from filteropt.models import Static
 from filteropt.presets import kronecker_filter
@@ -695,3 +695,24 @@ def test_a_static_belief_counts_the_bias_as_an_input():
     precision = torch.eye(2, **DOUBLE) + rows.T @ rows
     found = torch.kron(*opt.posterior_covariance(model.weight))
     torch.testing.assert_close(found, precision.inverse(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", ["kronecker_natural_gradient", "kronecker_whitening"])
+def test_the_steady_states_filter_other_parameters_weight_by_weight(name):
+    """With ``structure="diagonal"`` a vector moves as under the same dynamics without layers."""
+    preset, (x, y) = getattr(filteropt.presets, name), next(iter(batches()))
+    layer = nn.Linear(3, 3, dtype=torch.float64)
+    groups = [{"params": [layer.weight]}, {"params": [layer.bias], "structure": "diagonal"}]
+    opt = FilterOptimizer(groups, preset, model=layer, batch_size=SIZE)
+    alone = nn.Parameter(layer.bias.detach().clone())
+    plain = preset(batch_size=SIZE, structure="diagonal")
+    assert isinstance(plain.posterior, Diagonal)
+    other = FilterOptimizer([alone], lambda: plain)
+    for _ in range(3):
+        opt.zero_grad()
+        cross_entropy(layer(x), y).backward()
+        alone.grad = layer.bias.grad.clone()
+        opt.step()
+        other.step()
+    assert torch.equal(layer.bias, alone)
+    assert [row.gathered for row in opt.report()] == ["rows: Linear", "gradient"]
