@@ -112,7 +112,7 @@ def multiply(draw: Draw, ledger: Ledger) -> list[Any]:
             grad = arrived.pop()
             ledger.add(p, "products", score * grad.to(score.dtype))
             if not several():  # else gradients are yet to be averaged over processes
-                ledger.mark(p)
+                ledger.mark([p])
 
     return [
         draw.p.register_hook(arrive),  # type: ignore[no-untyped-call]  # torch's own

@@ -171,7 +171,7 @@ class SamplingOptimizer(BeliefOptimizer):
         try:
             for p in params:
                 self._gathering.ledger.refresh(p)
-                self._gathering.ledger.mark(p)
+                self._gathering.ledger.mark([p])
             self._gathering.pause(True)
             for p in params:
                 p.grad = None

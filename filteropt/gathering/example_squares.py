@@ -139,6 +139,7 @@ class ExampleSquares(PassWatch):
     @torch.no_grad()
     def settle(self) -> None:
         """Look at what the layers did not tell, by ``torch.func`` and at the present weights."""
+        self._take_due()
         for task, owed in self._owed.items():
             try:
                 self._settle(self._calls.get(task, []), owed)

@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from filteropt.gathering.convolutions import by_group
 from filteropt.gathering.layer_uses import Use
-from filteropt.gathering.layers import by_group, kind_of
+from filteropt.gathering.layers import kind_of
 from filteropt.gathering.sub_sample import positions
 from filteropt.types import LayerRows
 

@@ -207,6 +207,7 @@ class LayerWatch(PassWatch):
             raise RuntimeError(
                 "rows of layers are gathered on one process; several are training here"
             )
+        self._take_due()
         self._release()
         return {p: {"layer": self._rows(p)} for p in params if p in self.wanted}
 

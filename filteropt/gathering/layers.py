@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase] - torch's own custom
 
-__all__ = ["KINDS", "Kind", "Rule", "by_group", "kind_of"]
+from filteropt.gathering.convolutions import channel_grads, conv_grads, conv_squares, conv_work
 
-BLOCK = 1 << 20
-"""Bytes of windows to work on at a time on a processor: what its cache holds."""
+__all__ = ["KINDS", "Kind", "Rule", "kind_of"]
 
 Function: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 """Of the layer, its (prepared) input x and the gradient δ at its output."""
@@ -109,78 +108,6 @@ def linear_total(layer: Any, x: Tensor, delta: Tensor) -> Tensor:
 def last_grads(layer: Any, x: Tensor, delta: Tensor) -> Tensor:
     """Of a bias of the last dimension: δ, summed over places."""
     return delta if delta.dim() == 2 else delta.flatten(1, -2).sum(1)
-
-
-# Convolutions -----------------------------------------------------------------------------------
-
-
-def windows(layer: Any, x: Tensor) -> Tensor:
-    """What each output place sees of the input, ``(examples, channels, *places, *kernel)``."""
-    sizes = list(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True))
-    if layer.padding == "same":
-        around = [(d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2) for k, _, d in sizes]
-    else:
-        around = [(0, 0) if layer.padding == "valid" else (p, p) for p in layer.padding]
-    if any(map(any, around)):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, [n for pair in reversed(around) for n in pair], mode=mode)
-    for i, (kernel, stride, dilation) in enumerate(sizes):
-        x = x.unfold(2 + i, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    return x
-
-
-def by_group(layer: Any, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """A convolution's windows and δ, by example and group.
-
-    Args:
-        layer: the layer.
-        x: its input, ``(examples, channels, *places)``.
-        delta: the gradient at its output.
-
-    Returns:
-        ``(examples, groups, channels, *kernel, *places)``, a view of the padded input, and
-        ``(examples, groups, channels, places)``.
-    """
-    seen, n = windows(layer, x), len(layer.kernel_size)
-    seen = seen.permute(0, 1, *range(2 + n, 2 + 2 * n), *range(2, 2 + n))
-    seen = seen.reshape(len(x), layer.groups, -1, *seen.shape[2:])
-    return seen, delta.reshape(len(x), layer.groups, -1, math.prod(delta.shape[2:]))
-
-
-def conv_grads(layer: Any, x: Tensor, delta: Tensor) -> Tensor:
-    """The products of δ and windows, summed over places, for each group of channels."""
-    if not len(x):
-        return x.new_zeros(0, *layer.weight.shape)
-    seen, back = by_group(layer, x, delta)
-    columns = seen.reshape(*back.shape[:2], -1, back.shape[-1])
-    return (back @ columns.mT).reshape(len(x), *layer.weight.shape)
-
-
-def conv_squares(layer: Any, x: Tensor, delta: Tensor, out: Tensor | None) -> Tensor | None:
-    """The same, squared and summed, in memory that is used again block by block."""
-    size = BLOCK // max(1, conv_work(layer, delta) * delta.element_size())
-    if delta.device.type != "cpu" or not 0 < size < len(x):
-        return None
-    seen, back = by_group(layer, x, delta)
-    columns = delta.new_empty(size, *seen.shape[1:])
-    flat = columns.view(size * layer.groups, -1, back.shape[-1])
-    squares = delta.new_zeros(layer.weight.numel())
-    for start in range(0, len(x), size):
-        some, many = back[start : start + size], min(size, len(x) - start)
-        columns[:many] = seen[start : start + size]
-        grads = torch.bmm(some.flatten(0, 1), flat[: many * layer.groups].mT).view(many, -1)
-        squares += torch.linalg.vecdot(grads, grads, dim=0)
-    return squares.view(layer.weight.shape)
-
-
-def conv_work(layer: Any, delta: Tensor) -> int:
-    """The windows that one example's gradient is made from."""
-    return int(layer.in_channels * math.prod(layer.kernel_size) * math.prod(delta.shape[2:]))
-
-
-def channel_grads(layer: Any, x: Tensor, delta: Tensor) -> Tensor:
-    """Of a bias of every channel: δ, summed over places."""
-    return delta if delta.dim() == 2 else delta.flatten(2).sum(2)
 
 
 # Embeddings -------------------------------------------------------------------------------------

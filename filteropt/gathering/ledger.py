@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +59,7 @@ class Ledger:
         >>> p, ledger = torch.nn.Parameter(torch.zeros(2)), Ledger()
         >>> p.grad = torch.tensor([8.0, 0.0])
         >>> ledger.add(p, "squares", p.grad.square())
-        >>> ledger.mark(p)
+        >>> ledger.mark([p])
         >>> p.grad /= 4    # as a GradScaler unscales
         >>> ledger.look(p, "squares")
         tensor([4., 0.])
@@ -105,22 +106,31 @@ class Ledger:
         else:
             own[field] = _more(field, own[field], value) if field in own else value
 
-    def mark(self, p: Tensor) -> None:
-        """Note which ``p.grad`` it is that entries come with, and how long it is now."""
-        if p.grad is None or not p.requires_grad:
-            return
-        self._notes[p] = Note(TensorWeakRef(p.grad), _norm(p.grad))
-        if p not in self._watched:
-            ledger = weakref.ref(self)  # a dropped optimizer's is not kept alive
+    def mark(self, params: Iterable[Tensor]) -> None:
+        """Note which ``p.grad`` it is that entries come with, and how long it is now.
 
-            def arrive(grad: Tensor) -> None:
-                if (alive := ledger()) is not None:
-                    alive.refresh(p)
+        Args:
+            params: the parameters.
+        """
+        found = {p: p.grad for p in params if p.grad is not None and p.requires_grad}
+        norms = _norms([*found.values()])
+        for (p, grad), norm in zip(found.items(), norms, strict=True):
+            self._notes[p] = Note(TensorWeakRef(grad), norm)
+            if p not in self._watched:
+                self._watch(p)
 
-            arrive.__torch_unserializable__ = True  # type: ignore[attr-defined]  # torch's own mark
-            hook = p.register_hook(arrive)  # type: ignore[no-untyped-call]  # torch's own
-            weakref.finalize(self, hook.remove)
-            self._watched.add(p)
+    def _watch(self, p: Tensor) -> None:
+        """Learn of gradients that arrive."""
+        ledger = weakref.ref(self)  # a dropped optimizer's is not kept alive
+
+        def arrive(grad: Tensor) -> None:
+            if (alive := ledger()) is not None:
+                alive.refresh(p)
+
+        arrive.__torch_unserializable__ = True  # type: ignore[attr-defined]  # torch's own mark
+        hook = p.register_hook(arrive)  # type: ignore[no-untyped-call]  # torch's own
+        weakref.finalize(self, hook.remove)
+        self._watched.add(p)
 
     def refresh(self, p: Tensor) -> None:
         """Drop the present sample's entries if the gradient that came with them was taken away."""
@@ -151,7 +161,7 @@ class Ledger:
             if self.samples > 1:
                 p.grad = self.entry(p, "grad")
                 self._notes.pop(p, None)
-                self.mark(p)
+                self.mark([p])
             else:
                 self.refresh(p)
             self._stamps[p] = _stamp(p)
@@ -171,7 +181,7 @@ class Ledger:
                 self.put(p, "grad", p.grad)
                 mean = self.mean(p, "grad")
                 p.grad = None if mean is None else mean.to(p.dtype, copy=True)
-            self.mark(p)
+            self.mark([p])
 
     def _rescale(self, p: Tensor) -> None:
         """Scale the present sample's entries as its gradient was, inside of the context."""
@@ -249,7 +259,7 @@ class Ledger:
         """An entry, scaled as the gradient was since it was noted."""
         if p not in self._notes or p.grad is None or not POWERS[field]:
             return found
-        then, now = self._notes[p].norm, _norm(p.grad)
+        then, now = self._notes[p].norm, _norms([p.grad])[0]
         if isinstance(now, float) and isinstance(then, float):
             usable = 0 < then < math.inf and now < math.inf
             return found * (now / then) ** POWERS[field] if usable and now != then else found
@@ -269,15 +279,22 @@ def _stamp(p: Tensor) -> tuple[Tensor | None, int]:
     return p.grad, -1 if p.grad is None else p.grad._version
 
 
-def _norm(x: Tensor) -> float | Tensor:
-    """The Euclidean norm of a tensor, or of some thousand of its numbers if they tell."""
-    x = x.to_local() if hasattr(x, "to_local") else x  # a shard's factor is the whole tensor's
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if x.device.type != "cpu":  # where reading a number would wait for it
-        norm: Tensor = torch.linalg.vector_norm(x, dtype=dtype)
-        return norm
-    if x.numel() > 2 * SOME and x.is_contiguous():
-        some = torch.linalg.vector_norm(x.as_strided((SOME,), (1,)), dtype=dtype).item()
-        if some > 0:
-            return float(some)
-    return float(torch.linalg.vector_norm(x, dtype=dtype).item())
+def _norms(tensors: list[Tensor]) -> list[Any]:
+    """The Euclidean norms of tensors, or of some thousand of their numbers where they tell.
+
+    Returns:
+        Numbers where they are at hand, tensors where reading them would wait for a device.
+    """
+    tensors = [x.to_local() if hasattr(x, "to_local") else x for x in tensors]  # as is the factor
+    dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+    if not all(x.device.type == "cpu" for x in tensors):
+        return list(torch._foreach_norm(tensors, dtype=dtype))
+    some = [
+        x.as_strided((SOME,), (1,)) if x.numel() > 2 * SOME and x.is_contiguous() else x
+        for x in tensors
+    ]
+    norms = torch.stack(torch._foreach_norm(some, dtype=dtype)).tolist() if some else []
+    for i, x in enumerate(tensors):
+        if norms[i] == 0 and some[i] is not x:
+            norms[i] = torch.linalg.vector_norm(x, dtype=dtype).item()
+    return norms

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from filteropt.gathering.layer_uses import Arrival, Seen
 from filteropt.gathering.ledger import Ledger
-from filteropt.gathering.model_watch import ModelWatch
+from filteropt.gathering.model_watch import Hook, ModelWatch
 
 __all__ = ["PassWatch", "coarsest"]
+
+HELD = 2**24
+"""Bytes of gradients at layers' outputs to wait for, before what is due is done in one go."""
 
 
 class PassWatch(ModelWatch):
@@ -52,6 +55,8 @@ class PassWatch(ModelWatch):
         self._task = -1
         self._begun = False  # whether any gradient was accumulated since
         self._arrived: dict[Tensor, list[Arrival]] = {}
+        self._due: dict[Tensor, list[Arrival]] = {}  # whose gradient is there
+        self._held = 0
         self._before: dict[Tensor, Tensor | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,6 +77,7 @@ class PassWatch(ModelWatch):
         task = torch._C._current_graph_task_id()
         if task == self._task:
             return False
+        self._take_due(left=True)
         self._task = task
         self._arrived.clear()
         self._before.clear()
@@ -99,25 +105,40 @@ class PassWatch(ModelWatch):
             self._arrived.setdefault(p, []).append(Arrival(seen, name, delta.detach()))
 
     def _at_parameter(self, p: Tensor) -> None:
-        """A parameter's gradient was accumulated, and with it what is gathered."""
+        """A parameter's gradient was accumulated, and with it what is gathered.
+
+        Done in one go for many parameters, at the latest when the backward pass ends: by turns with
+        a small model's own work, it costs twice as much.
+        """
         if self.paused:
             return
-        if torch.is_grad_enabled():  # where gradients are to be differentiated
-            with torch.no_grad():
-                self._at_parameter(p)
-            return
         self._begin()
-        if why := self._refusal(p):
-            self._failed[p] = why
-            return
-        self.ledger.mark(p)
         self._begun = True
         arrived = self._arrived.pop(p, [])
-        if torch.is_autocast_enabled(p.device.type):
-            with torch.autocast(p.device.type, enabled=False):
+        if not self._due:
+            engine = torch.autograd.Variable._execution_engine
+            engine.queue_callback(Hook(self, "_take_due"))
+        self._due[p] = arrived
+        self._held += sum(arrival.delta.nbytes for arrival in arrived)
+        if self._held > HELD:
+            self._take_due()
+
+    @torch.no_grad()
+    def _take_due(self, *, left: bool = False) -> None:
+        """Look at what is due, unless it is left of a pass that broke and its gradients gone."""
+        due, self._due, self._held = self._due, {}, 0
+        if left:
+            due = {p: a for p, a in due.items() if p.grad is not None and p.grad.any()}
+        refused = {p: why for p in due if (why := self._refusal(p))}
+        self._failed.update(refused)
+        due = {p: arrived for p, arrived in due.items() if p not in refused}
+        self.ledger.mark(due)
+        for p, arrived in due.items():
+            if torch.is_autocast_enabled(p.device.type):
+                with torch.autocast(p.device.type, enabled=False):
+                    self._take(p, arrived)
+            else:
                 self._take(p, arrived)
-        else:
-            self._take(p, arrived)
 
     def _refusal(self, p: Tensor) -> str:
         """Why a parameter is not looked at at all; else nothing."""
