@@ -86,7 +86,7 @@ CHANGES = [
     (OneStepAhead(Diagonal(0.3)), {"posterior": [Diagonal(0.4), FixedPoint()]}),
     (KroneckerDrift(0.1, 0.5, left=0.01),
      {"lr": [0.2], "prior_variance": [0.7], "weight_decay": [0.0, 0.3],
-      "discretization": ["exact"], "left": [0.0, 0.02], "right": [0.01]}),
+      "discretization": ["exact"], "left": [0.0, 0.02], "right": [0.01], "every": [2]}),
     (LayerGradients(), {**AVERAGES, "rows": [2]}),
     (Kronecker("reverse", initial_variance=0.3),
      {"projection": ["forward", "first-order"], "rounds": [1], "initial_variance": [None, 0.4]}),

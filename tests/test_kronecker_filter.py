@@ -102,7 +102,8 @@ def same(model, other):
 @pytest.mark.parametrize(
     "options",
     [{}, {"projection": "forward"}, {"projection": "first-order"}, {"weight_decay": None},
-     {"left": 1e-3, "right": 1e-3}, {"linearize_at": "prediction"}, {"maximize": True}],
+     {"left": 1e-3, "right": 1e-3}, {"drift_every": 2}, {"linearize_at": "prediction"},
+     {"maximize": True}],
     ids=str,
 )  # fmt: skip
 def test_a_joint_bias_is_the_weight_of_an_appended_one(options, sharing):

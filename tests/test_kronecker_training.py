@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from filteropt import FilterOptimizer
+from filteropt import FilterOptimizer, KroneckerFilter
 from filteropt.approximations import Diagonal, Kronecker, LayerGradients
 from filteropt.engine import Filter, IncompatibleComposition, check
 from filteropt.linalg import scalar
@@ -102,6 +104,42 @@ def test_drift_without_mixing_is_fixed_noise():
         drift, noise = (cls(0.1, 0.5, **given) for cls in (KroneckerDrift, FixedNoise))
         assert drift.transition(scalar(3)) == noise.transition(scalar(3))
         assert drift.initial_variance == noise.initial_variance
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.3])
+def test_rare_drifts_are_worth_as_many(weight_decay):
+    """The exact transition of k steps in the k-th, none in between; a decay of its own goes on."""
+    given = {"weight_decay": weight_decay, "discretization": "exact"}
+    rare = KroneckerDrift(0.1, 0.5, left=1e-3, right=2e-3, every=3, **given)
+    often, variance, mean = KroneckerDrift(0.1, 0.5, **given), 0.2, 1.0
+    aged, shrunk = variance, mean
+    for t in range(1, 7):
+        (((f,),), (q,), c, decay, *_), there = (
+            often.transition(scalar(t)),
+            rare.transition(scalar(t)),
+        )
+        variance, mean = c * f * f * variance + q, mean * (1 - decay)
+        ((f,),), (q,), c, decay, *_ = there
+        assert torch.equal(there.mixing[0], scalar(3e-3 if t % 3 == 0 else 0.0))
+        if t % 3:
+            assert (float(c * f * f), float(q)) == (1.0, 0.0)
+        aged, shrunk = c * f * f * aged + q, shrunk * (1 - (1 - f if decay is None else decay))
+    assert float(aged) == pytest.approx(float(variance), rel=1e-12)
+    assert float(shrunk) == pytest.approx(float(mean), rel=1e-12)
+
+
+def test_a_belief_ages_at_its_drifts_alone():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    opt = KroneckerFilter(model, lr=0.1, batch_size=4, drift_every=2)
+    roots = []
+    for _ in range(4):
+        model(torch.zeros(4, 3)).mul(0.0).sum().backward()  # rows that tell nothing
+        opt.step()
+        roots.append(torch.cat([x.flatten() for x in opt.posterior_covariance(model.weight)]))
+        opt.zero_grad()
+    moved = [not torch.allclose(a, b, rtol=1e-5) for a, b in itertools.pairwise(roots)]
+    assert moved == [True, False, True]
 
 
 def test_other_families_refuse_mixing():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from filteropt.hyperparameters import Interval, Nonnegative, check_fields
+from filteropt.hyperparameters import Count, Interval, Nonnegative, check_fields
+from filteropt.linalg import scalar
 from filteropt.models.fixed_noise import FixedNoise
 from filteropt.types import Dynamics, Scalar, Transition
 
@@ -30,6 +32,12 @@ class KroneckerDrift(Dynamics):
     arguments. What is approximated: A and B are taken as unknown and independent from step to step,
     so that they move no mean.
 
+    What drift costs is to project it, O(N³ + M³). So optima may drift in every k-th step alone, by
+    k steps' worth, which is the same belief after k steps without data (but for the step's length
+    in ``"euler"``, and :math:`O((ak)^2)`):
+
+    .. math:: Q_t = k\eta^2 \quad\text{where } k \mid t, \text{ else } 0 .
+
     Args:
         lr: η, standard deviation of every weight's own drift per step, in weight units; [0, inf).
         prior_variance: σ², variance of the optimal weights before any evidence, in squared
@@ -39,6 +47,7 @@ class KroneckerDrift(Dynamics):
         discretization: ``"euler"`` (U Eq. 25) or ``"exact"``.
         left: a, variance of A's entries per step; [0, inf).
         right: b, variance of B's entries per step; [0, inf).
+        every: k, steps between two drifts, each of which is worth as many; [1, inf).
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -61,6 +70,7 @@ class KroneckerDrift(Dynamics):
     discretization: Literal["euler", "exact"] = "euler"
     left: Nonnegative = 0.0
     right: Nonnegative = 0.0
+    every: Count = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -71,7 +81,17 @@ class KroneckerDrift(Dynamics):
         return self.prior_variance
 
     def transition(self, t: Tensor | float) -> Transition:
-        """F, Q, the decay of the mean and how the matrix mixes; the same at every ``t``."""
-        alone = FixedNoise(self.lr, self.prior_variance, self.weight_decay, self.discretization)
-        mixes = float(self.left) > 0 or float(self.right) > 0
-        return alone.transition(t)._replace(mixing=(self.left, self.right) if mixes else None)
+        """F, Q, the decay of the mean and how the matrix mixes, alike in every k-th step ``t``."""
+        k, mixes = self.every, float(self.left) > 0 or float(self.right) > 0
+        if k == 1:
+            alone = FixedNoise(self.lr, self.prior_variance, self.weight_decay, self.discretization)
+            return alone.transition(t)._replace(mixing=(self.left, self.right) if mixes else None)
+        now = (scalar(t) % k == 0).double()
+        rare = FixedNoise(self.lr * k**0.5, self.prior_variance, None, self.discretization)
+        ((factor,),), (noise,), *_ = rare.transition(t)
+        return Transition(
+            F=((torch.where(now > 0, factor, 1.0),),),
+            Q=(now * noise,),
+            decay=None if self.weight_decay is None else self.lr * self.weight_decay,
+            mixing=(now * k * self.left, now * k * self.right) if mixes else None,
+        )

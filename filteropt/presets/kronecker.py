@@ -39,6 +39,7 @@ def kronecker_filter(
     rounds: Count = 3,
     left: Nonnegative = 0.0,
     right: Nonnegative = 0.0,
+    drift_every: Count = 1,
     sharing: Literal["expand", "reduce"] = "expand",
     rows: Count | None = 1024,
     bias: Literal["joint", "diagonal"] = "joint",
@@ -47,7 +48,9 @@ def kronecker_filter(
     structure: Literal["kronecker", "diagonal"] = "kronecker",
 ) -> Filter:
     """The composition of :class:`~filteropt.KroneckerFilter` (same arguments)."""
-    drift = KroneckerDrift(lr, lr_sgd / batch_size, weight_decay, left=left, right=right)
+    drift = KroneckerDrift(
+        lr, lr_sgd / batch_size, weight_decay, left=left, right=right, every=drift_every
+    )
     if structure == "diagonal":  # what is no layer's matrix
         alone = KroneckerDrift(lr, lr_sgd / batch_size, weight_decay)
         return Filter(alone, SquaredGradient(batch_size, beta1), Diagonal())
@@ -96,6 +99,8 @@ class KroneckerFilter(FilterOptimizer):
         left: variance of a random matrix' entries that multiplies W from the left in every step;
             [0, inf). See :class:`~filteropt.models.KroneckerDrift`.
         right: the same from the right.
+        drift_every: steps between two drifts of the matrices, each of which is worth as many;
+            [1, inf). A drift is the dearest part of a step.
         sharing: ``"expand"`` or ``"reduce"``, what becomes of the places of an example.
         rows: the most rows per layer and backward pass, a sample; [1, inf), or ``None`` for all.
         bias: ``"joint"``, a layer's bias is a column of its weight, which is that of no other
@@ -144,6 +149,7 @@ class KroneckerFilter(FilterOptimizer):
         rounds: int = 3,
         left: float = 0.0,
         right: float = 0.0,
+        drift_every: int = 1,
         sharing: Literal["expand", "reduce"] = "expand",
         rows: int | None = 1024,
         bias: Literal["joint", "diagonal"] = "joint",
@@ -170,8 +176,8 @@ class KroneckerFilter(FilterOptimizer):
             [{"params": some, "structure": name} for name, some in groups.items() if some],
             kronecker_filter, lr=lr, lr_sgd=lr_sgd, beta1=beta1, weight_decay=weight_decay,
             batch_size=batch_size, projection=projection, rounds=rounds, left=left, right=right,
-            sharing=sharing, rows=rows, bias=bias, dtype=dtype, max_dim=max_dim, model=model,
-            **keywords,
+            drift_every=drift_every, sharing=sharing, rows=rows, bias=bias, dtype=dtype,
+            max_dim=max_dim, model=model, **keywords,
         )  # fmt: skip
 
 
