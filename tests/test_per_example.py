@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import filteropt
 from filteropt.approximations import Averaged, Diagonal, PerExample
 from filteropt.engine import Filter
+from filteropt.gathering import pass_watch
 from filteropt.gathering.example_squares import ExampleSquares
 from filteropt.gathering.ledger import Ledger
 from filteropt.models import Static
@@ -194,7 +195,37 @@ def fail(model, x):
         model(x[:3, :2])
 
 
-USES = [evaluate, differentiate, attack, transform, train_otherwise, fail]
+def break_off(model, x, *, set_to_none=True):
+    """The last layer's gradients are there when the pass breaks."""
+
+    def stop(grad):
+        raise ZeroDivisionError
+
+    def watched(layer, args, output):
+        output.register_hook(stop)
+
+    handle = model[0].register_forward_hook(watched)
+    with pytest.raises(ZeroDivisionError):
+        loss_of(model(3 * x)).backward()
+    handle.remove()
+    assert model[-1].bias.grad.any()
+    model.zero_grad(set_to_none=set_to_none)
+
+
+def break_off_in_place(model, x):
+    break_off(model, x, set_to_none=False)
+
+
+USES = [
+    break_off,
+    break_off_in_place,
+    evaluate,
+    differentiate,
+    attack,
+    transform,
+    train_otherwise,
+    fail,
+]
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
@@ -210,6 +241,37 @@ def test_other_uses_of_the_model_do_not_count(use, between):
     loss_of(output).backward()
     same(look(squares), expected)
     assert set(squares.coverage.values()) == {"hooks: Linear"}
+
+
+def test_what_a_broken_pass_accumulated_counts(monkeypatch):
+    model, (x, y) = mlp(), torch.randn(2, N, 4)
+    whole, broken = one_by_one(model, *terms(y)), one_by_one(model, *terms(3 * x))
+    squares = watch(model)
+    monkeypatch.setattr(model, "zero_grad", lambda set_to_none: None)
+    break_off(model, x)
+    loss_of(model(y)).backward()
+    same(look(squares), {k: v + broken[k] if k[0] == "2" else v for k, v in whole.items()})
+
+
+@pytest.mark.parametrize("held", [0, 300])
+def test_passes_that_do_not_wait_for_their_end(held, monkeypatch):
+    monkeypatch.setattr(pass_watch, "HELD", held)
+    test_gradients_are_accumulated()
+
+
+def test_a_look_inside_of_the_pass():
+    """As optimizers that step in a parameter's hook take it."""
+    model, x, found = mlp(), torch.randn(N, 4), {}
+    expected = one_by_one(model, *terms(x))
+    squares = watch(model)
+    for name, p in model.named_parameters():
+
+        def step(p, name=name):
+            found[name] = squares.look([p], LIKELIHOOD)[p]["squares"].clone()
+
+        p.register_post_accumulate_grad_hook(step)
+    loss_of(model(x)).backward()
+    same(found, expected)
 
 
 def test_a_graph_that_was_differentiated_before_counts_once():

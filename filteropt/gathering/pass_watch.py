@@ -161,10 +161,11 @@ class PassWatch(ModelWatch):
         self.coverage[self.names[p]] = f"hooks: {', '.join(kinds)}"
 
     def _release(self) -> None:
-        """Let go of the inputs that were looked at."""
-        for seen in [*self._spent]:
+        """Let go of the inputs that were looked at, unless a pass under way will again."""
+        arrived = {arrival.seen for uses in self._arrived.values() for arrival in uses}
+        for seen in {*self._spent} - arrived:
             seen.release()
-        self._spent.clear()
+            self._spent.discard(seen)
 
 
 def coarsest(*tensors: Tensor) -> torch.dtype:
