@@ -375,6 +375,23 @@ def test_factors_of_another_kind_are_refused_before_anything_moves():
             opt.step()
 
 
+def test_factors_of_another_size_are_refused_though_their_names_are_the_same():
+    model = nn.Conv2d(2, 3, 2)
+    opt = filteropt.EigenbasisFilter(model.parameters(), model=model, max_dim=3)
+    other = {"factors": "layers", "max_dim": 8}
+    for change, words in (({}, ""), (other, "no rows"), ({}, "now need other factor_1")):
+        opt.param_groups[0].update(change)
+        opt.zero_grad()
+        model(torch.randn(5, 2, 3, 3)).square().mean().backward()
+        before = model.weight.detach().clone()
+        if words:
+            with pytest.raises(RuntimeError, match=words):
+                opt.step()
+            assert torch.equal(model.weight, before)
+        else:
+            opt.step()
+
+
 def test_no_prediction_of_momentum_in_coordinates_that_turn():
     rotated = variant(presets.momentum_filter, basis=KroneckerEigenbasis())
     with pytest.raises(ValueError, match=r"linearize_at='prediction'.*KroneckerEigenbasis"):

@@ -404,6 +404,39 @@ def test_weights_used_without_their_layer_are_named_and_can_be_left_out(by_name)
         KroneckerFilter(model, structure="diagonal")
 
 
+def test_a_sub_sample_goes_on_from_a_checkpoint():
+    """Which rows are taken depends on the steps taken, not on the process."""
+    torch.manual_seed(0)
+    batches, ends = torch.randn(6, 8, 3), []
+    for interrupted in (False, True):
+        torch.manual_seed(1)
+        model = nn.Linear(3, 2)
+        opt = KroneckerFilter(model, rows=3, batch_size=8)
+        for t, x in enumerate(batches):
+            if interrupted and t == 4:
+                kept, opt = opt.state_dict(), KroneckerFilter(model, rows=3, batch_size=8)
+                opt.load_state_dict(kept)
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            opt.step()
+        ends.append(model.weight.detach().clone())
+    assert torch.equal(*ends)
+
+
+def test_sub_samples_come_by_all_rows():
+    torch.manual_seed(0)
+    model = nn.Linear(8, 2, bias=False)
+    opt = KroneckerFilter(model, lr=1e-3, rows=3, batch_size=1)
+    known = []
+    for _ in range(3):
+        opt.zero_grad()
+        (10 * model(torch.eye(8))).sin().sum().backward()  # an example for every input
+        opt.step()
+        variances = opt.posterior_covariance(model.weight).input.diagonal()
+        known.append(int((variances < 0.9 * variances.max()).sum()))
+    assert known == [3, 6, 7]  # and the widest itself
+
+
 def test_layers_that_are_left_out_of_a_step_learn_nothing_from_it():
     model = nn.ModuleList(nn.Linear(3, 3, dtype=torch.float64) for _ in range(2))
     opt = KroneckerFilter(model, **OPTIONS)
