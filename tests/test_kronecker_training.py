@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from filteropt import FilterOptimizer, KroneckerFilter
 from filteropt.approximations import Diagonal, Kronecker, LayerGradients
-from filteropt.engine import Filter, IncompatibleComposition, check
+from filteropt.engine import Filter, IncompatibleComposition, check, scalars
 from filteropt.linalg import scalar
 from filteropt.models import FixedNoise, ForgetToPrior, KroneckerDrift, RandomWalk, Static
 from tests.oracles.kronecker import best_product, divergence, posterior
@@ -128,6 +128,20 @@ def test_rare_drifts_are_worth_as_many(weight_decay):
     assert float(shrunk) == pytest.approx(float(mean), rel=1e-12)
 
 
+def test_variances_saw_between_rare_drifts():
+    """By k√h η of themselves, about where steady drift would let them rest."""
+    eta, h, k = 1e-3, 4.0, 20
+    drift, seen = KroneckerDrift(eta, float("inf"), every=k), []
+    variance = eta / h**0.5
+    for t in range(1, 3001):
+        ((f,),), (q,), *_ = drift.transition(scalar(t))
+        variance = 1 / (1 / (float(f) ** 2 * variance + float(q)) + h)
+        seen.append(variance)
+    low, high = min(seen[-k:]), max(seen[-k:])
+    assert (high - low) / variance == pytest.approx((k - 1) * h**0.5 * eta, rel=0.03)
+    assert (high + low) / 2 == pytest.approx(eta / h**0.5, rel=0.01)
+
+
 def test_a_belief_ages_at_its_drifts_alone():
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
@@ -140,6 +154,13 @@ def test_a_belief_ages_at_its_drifts_alone():
         opt.zero_grad()
     moved = [not torch.allclose(a, b, rtol=1e-5) for a, b in itertools.pairwise(roots)]
     assert moved == [True, False, True]
+
+
+def test_the_first_prior_is_not_mixed():
+    """The initial variance is the prior of the first step, which ages by nothing."""
+    filter = Filter(KroneckerDrift(left=0.1, right=0.2), LayerGradients(), Kronecker())
+    found = [tuple(map(float, scalars(filter, t).age.mixing)) for t in (1, 2)]
+    assert found == [(0.0, 0.0), (0.1, 0.2)]
 
 
 def test_other_families_refuse_mixing():
