@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from filteropt.dtypes import squarable
+from filteropt.leading import leading
 from filteropt.types import Packed, Scalar, Transition
 
 __all__ = [
@@ -174,9 +175,15 @@ def condition_seen(root: Tensor, seen: Tensor) -> Tensor:
     if r >= n:
         return _whiten(root, seen)
     reflectors, scales = torch.geqrf(seen.mT)
-    turned = torch.ormqr(reflectors, scales, root, left=False)
+    turned = _reflected(reflectors, scales, root)
     narrowed = _whiten(turned[:, :r], reflectors[:r].triu().mT)
     return torch.cat([narrowed, turned[:, r:]], dim=1)
+
+
+@leading
+def _reflected(reflectors: Tensor, scales: Tensor, root: Tensor) -> Tensor:
+    """A root times the rotation that these reflections make."""
+    return torch.ormqr(reflectors, scales, root, left=False)
 
 
 def _whiten(columns: Tensor, seen: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from filteropt import matrix_normal
 from filteropt.hyperparameters import Count, Interval, Positive, check_fields
+from filteropt.leading import leading
 from filteropt.linalg import overshoots
-from filteropt.matrix_normal import Factors, Spread, drifted
+from filteropt.matrix_normal import Factors, Spread, drifted, present
 from filteropt.types import (
     Belief,
     Diag,
@@ -150,20 +151,28 @@ class Kronecker(Posterior):
         factors = Factors(*belief.cov)
         if not all(map(len, factors)):
             return 0.0, belief
+        mean = None
+        if transition.mixing is not None:
+            assert p is not None, "families that mix are shown the mean"
+            mean = p.flatten(1)
+        return 0.0, Belief((), self._aged(factors, transition, mean))
+
+    @leading
+    def _aged(self, factors: Factors, transition: Transition, mean: Tensor | None) -> Factors:
+        """Σ⁻, projected."""
         ((factor,),), (noise,) = transition.F, transition.Q
         carried, pull = transition.c * factor * factor, transition.pull
         added: tuple[Spread, ...] = ()
-        if transition.mixing is not None and any(float(v) for v in transition.mixing):
-            assert p is not None, "families that mix are shown the mean"
-            added = matrix_normal.mixed(factors, p.flatten(1), *transition.mixing)
+        if mean is not None and transition.mixing and any(map(present, transition.mixing)):
+            added = matrix_normal.mixed(factors, mean, *transition.mixing)
             added = tuple(s._replace(weight=carried * s.weight) for s in added)
-        aged = self._aged(factors, carried, noise, added)
-        if pull is not None and float(pull):
+        aged = self._drifted(factors, carried, noise, added)
+        if pull is not None and present(pull):
             reverse = self.projection == "reverse"
             aged = drifted(aged, 1.0, 0.0, pull, self.rounds, reverse=reverse)
-        return 0.0, Belief((), aged)
+        return aged
 
-    def _aged(
+    def _drifted(
         self, factors: Factors, carried: Scalar, noise: Scalar, added: tuple[Spread, ...]
     ) -> Factors:
         """The drifted belief, projected."""
@@ -184,17 +193,22 @@ class Kronecker(Posterior):
         factors = Factors(*prior.cov)
         if not all(map(len, factors)):
             return -obs.grad, prior
-        x, y = (rows.to(factors.input_root.dtype) for rows in obs.curvature)
-        if self.projection == "first-order":
-            factors = matrix_normal.condition_first_order(factors, x, y)
-        elif self.projection == "forward":
-            factors = matrix_normal.condition_forward(factors, x, y, self.rounds)
-        else:
-            factors = matrix_normal.condition_reverse(factors, x, y, self.rounds)
-        x, y = factors = matrix_normal.balance(factors)
+        inputs, deltas = (rows.to(factors.input_root.dtype) for rows in obs.curvature)
+        x, y = factors = self._conditioned(factors, inputs, deltas)
         grad = obs.grad.flatten(1).to(x.dtype)
         moved = y @ (y.mT @ grad @ x) @ x.mT
         return -moved.to(obs.grad.dtype).reshape(obs.grad.shape), Belief((), factors)
+
+    @leading
+    def _conditioned(self, factors: Factors, inputs: Tensor, deltas: Tensor) -> Factors:
+        """Σ⁺, projected."""
+        if self.projection == "first-order":
+            found = matrix_normal.condition_first_order(factors, inputs, deltas)
+        elif self.projection == "forward":
+            found = matrix_normal.condition_forward(factors, inputs, deltas, self.rounds)
+        else:
+            found = matrix_normal.condition_reverse(factors, inputs, deltas, self.rounds)
+        return matrix_normal.balance(found)
 
     def variance(self, belief: Belief, curvature: Diag | None, transition: Transition) -> Tensor:
         """The diagonal of Σδ times that of Σx, shaped ``(M, N)``."""

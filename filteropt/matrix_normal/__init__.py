@@ -4,6 +4,9 @@ A weight matrix W, M×N, has :math:`\Sigma = \Sigma_x \otimes \Sigma_\delta`, wi
 :math:`\Sigma_x = S_xS_x^\top` over its N inputs and :math:`\Sigma_\delta = S_\delta S_\delta^\top`
 over its M outputs. Both stay roots throughout: symmetric and positive by form. Only the product is
 determined; :func:`~filteropt.matrix_normal.factors.balance` shares the scale out.
+
+Everything takes leading dimensions, of many matrices at once. What stops where nothing changes any
+more stops for each by itself.
 """
 
 from filteropt.matrix_normal.ageing import (
@@ -19,6 +22,7 @@ from filteropt.matrix_normal.conditioning import (
     condition_reverse,
 )
 from filteropt.matrix_normal.factors import Factors, balance
+from filteropt.matrix_normal.members import present
 from filteropt.matrix_normal.sums import Spread, project_sum
 
 __all__ = [
@@ -33,5 +37,6 @@ __all__ = [
     "drift_reverse",
     "drifted",
     "mixed",
+    "present",
     "project_sum",
 ]

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from filteropt.linalg import scalar
 from filteropt.matrix_normal.factors import Factors
-from filteropt.matrix_normal.sums import Spread, combined, gram, project_sum, relative_trace
+from filteropt.matrix_normal.members import present, unless, wide
+from filteropt.matrix_normal.sums import (
+    Spread,
+    combined,
+    gram,
+    project_sum,
+    relative_trace,
+    stacked,
+)
 from filteropt.types import Scalar
 
 __all__ = [
@@ -60,14 +68,16 @@ def drift_first_order(
     triangles = [combined([1.0], [r], [s], r) for r, s in zip(factors, squares, strict=True)]
     sides = [[spread.input_root for spread in added], [spread.output_root for spread in added]]
     x_traces, y_traces = (
-        torch.stack([relative_trace(triangle, root) for root in side]) / len(triangle)
+        torch.stack([relative_trace(triangle, root) for root in side], -1) / triangle.shape[-1]
         for triangle, side in zip(triangles, sides, strict=True)
     )
-    weights = torch.stack([scalar(spread.weight).to(x_traces) for spread in added])
-    lost = (weights * x_traces * y_traces).sum() / 2
+    weights = stacked([spread.weight for spread in added], factors[0])
+    lost = (weights * x_traces * y_traces).sum(-1) / 2
     kept = (scalar(carried).sqrt().to(lost) - lost).clamp_min(0)
     x, y = (
-        combined([kept, *(weights * others)], [root, *side], [square, *map(gram, side)], root)
+        combined(
+            [kept, *(weights * others).unbind(-1)], [root, *side], [square, *map(gram, side)], root
+        )
         for others, side, root, square in zip(
             (y_traces, x_traces), sides, factors, squares, strict=True
         )
@@ -174,27 +184,29 @@ def drifted(
         >>> (x * y) ** 2    # a variance of 1 is observed with precision 1
         tensor([[0.5000]])
     """
-    if not float(noise) and not float(pull):
+    if not present(noise) and not present(pull):
         return _scaled(factors, carried)
     squares = (root.double() @ root.mT.double() for root in factors)
     (x, x_vectors), (y, y_vectors) = (torch.linalg.eigh(square) for square in squares)
     eps = torch.finfo(x.dtype).eps
-    x, y = (torch.maximum(values, eps * values.max()) for values in (x, y))
-    spread = float(carried) * torch.outer(x, y) + float(noise)
-    spread = spread / (1 + float(pull) * spread)
-    x, y = x.clone(), torch.ones_like(y)
+    x, y = (torch.maximum(values, eps * values.amax(-1, keepdim=True)) for values in (x, y))
+    spread = wide(carried, x) * (x.unsqueeze(-1) * y.unsqueeze(-2)) + wide(noise, x)
+    spread = spread / (1 + wide(pull, x) * spread)
+    y, done = torch.ones_like(y), y.new_zeros(y.shape[:-1], dtype=torch.bool)
     for _ in range(rounds):
-        before, y = y, _average(spread.mT, x, reverse)
-        x = _average(spread, y, reverse)
-        if bool(((y - before).abs() <= 1e-9 * y).all()):
+        before, y = y, unless(done, _average(spread.mT, x, reverse), y)
+        x = unless(done, _average(spread, y, reverse), x)
+        done = done | ((y - before).abs() <= 1e-9 * y).all(-1)
+        if bool(done.all()):
             break
-    x_root, y_root = x_vectors * x.sqrt(), y_vectors * y.sqrt()
+    x_root, y_root = x_vectors * x.sqrt().unsqueeze(-2), y_vectors * y.sqrt().unsqueeze(-2)
     return Factors(x_root.to(factors.input_root), y_root.to(factors.output_root))
 
 
 def _average(spread: Tensor, other: Tensor, reverse: bool) -> Tensor:
     """One factor's eigenvalues given the other's."""
-    return 1 / (other / spread).mean(1) if reverse else (spread / other).mean(1)
+    other = other.unsqueeze(-2)
+    return 1 / (other / spread).mean(-1) if reverse else (spread / other).mean(-1)
 
 
 def mixed(factors: Factors, mean: Tensor, left: Scalar, right: Scalar) -> tuple[Spread, ...]:
@@ -213,7 +225,7 @@ def mixed(factors: Factors, mean: Tensor, left: Scalar, right: Scalar) -> tuple[
 
     Args:
         factors: roots of the posterior.
-        mean: μ, ``(M, N)``.
+        mean: μ, ``(..., M, N)``.
         left: a, variance of A's entries per step, ≥ 0.
         right: b, variance of B's entries per step, ≥ 0.
 
@@ -226,26 +238,25 @@ def mixed(factors: Factors, mean: Tensor, left: Scalar, right: Scalar) -> tuple[
         [0.5, 0.5]
     """
     spreads = []
-    traces = [root.square().sum() for root in factors]
+    traces = [root.square().sum((-2, -1)) for root in factors]
     mean = mean.to(factors.input_root.dtype)
-    if float(left):
+    if present(left):
         spreads += [Spread(left, mean.mT, None), Spread(left * traces[1], factors[0], None)]
-    if float(right):
+    if present(right):
         spreads += [Spread(right, None, mean), Spread(right * traces[0], None, factors[1])]
-    if float(left) and float(right):
-        second = mean.square().sum() + traces[0] * traces[1]
+    if present(left) and present(right):
+        second = mean.square().sum((-2, -1)) + traces[0] * traces[1]
         spreads.append(Spread(left * right * second, None, None))
     return tuple(spreads)
 
 
 def _with_noise(noise: Scalar, added: Sequence[Spread]) -> list[Spread]:
     """The spreads, isotropic noise among them if there is any."""
-    return [*([Spread(noise, None, None)] if float(noise) else []), *added]
+    return [*([Spread(noise, None, None)] if present(noise) else []), *added]
 
 
 def _scaled(factors: Factors, carried: Scalar) -> Factors:
     """Both roots times a^¼, themselves for a = 1."""
-    if not float(carried) - 1:
+    if not present(carried - 1):
         return factors
-    share = float(carried) ** 0.25
-    return Factors(*(root * share for root in factors))
+    return Factors(*(root * wide(carried**0.25, root) for root in factors))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from filteropt.matrix_normal.factors import Factors
 from filteropt.matrix_normal.flip_flop import jointly
+from filteropt.matrix_normal.members import unless
 from filteropt.matrix_normal.rank_one import first_order, forward, one_by_one, reverse
 
 __all__ = ["condition_first_order", "condition_forward", "condition_reverse"]
@@ -36,8 +37,8 @@ def condition_first_order(factors: Factors, inputs: Tensor, deltas: Tensor) -> F
 
     Args:
         factors: roots of the prior.
-        inputs: x, ``(R, N)``.
-        deltas: δ, ``(R, M)``, in inverse weight units with x.
+        inputs: x, ``(..., R, N)``.
+        deltas: δ, ``(..., R, M)``, in inverse weight units with x.
 
     Returns:
         Roots of the posterior.
@@ -72,8 +73,8 @@ def condition_forward(
 
     Args:
         factors: roots of the prior.
-        inputs: x, ``(R, N)``.
-        deltas: δ, ``(R, M)``, in inverse weight units with x.
+        inputs: x, ``(..., R, N)``.
+        deltas: δ, ``(..., R, M)``, in inverse weight units with x.
         rounds: the most rounds; they stop where nothing changes any more. ≥ 1.
 
     Returns:
@@ -88,10 +89,17 @@ def condition_forward(
 
     Source: the objective is U (Aitchison 2018) Sec. 4.3.
     """
-    for i in range(0, len(inputs), TOGETHER):
-        x, delta = inputs[i : i + TOGETHER], deltas[i : i + TOGETHER]
-        together = None if len(x) == 1 else jointly(factors, x, delta, rounds, reverse=False)
-        factors = together or one_by_one(factors, x, delta, forward)
+    for i in range(0, inputs.shape[-2], TOGETHER):
+        x, delta = (rows[..., i : i + TOGETHER, :] for rows in (inputs, deltas))
+        if x.shape[-2] == 1:
+            factors = one_by_one(factors, x, delta, forward)
+            continue
+        together, failed = jointly(factors, x, delta, rounds, reverse=False)
+        if bool(failed.any()):
+            alone = one_by_one(factors, x, delta, forward)
+            pairs = zip(alone, together, strict=True)
+            together = Factors(*(unless(~failed, one, other) for one, other in pairs))
+        factors = together
     return factors
 
 
@@ -114,8 +122,8 @@ def condition_reverse(
 
     Args:
         factors: roots of the prior.
-        inputs: x, ``(R, N)``.
-        deltas: δ, ``(R, M)``, in inverse weight units with x.
+        inputs: x, ``(..., R, N)``.
+        deltas: δ, ``(..., R, M)``, in inverse weight units with x.
         rounds: the most rounds; they stop where nothing changes any more. ≥ 1.
 
     Returns:
@@ -128,8 +136,7 @@ def condition_reverse(
         >>> (post.input_root * post.output_root) ** 2
         tensor([[0.5000]])
     """
-    if len(inputs) <= 1:
+    if inputs.shape[-2] <= 1:
         return one_by_one(factors, inputs, deltas, reverse)
-    found = jointly(factors, inputs, deltas, rounds, reverse=True)
-    assert found is not None, "precisions add"
+    found, _ = jointly(factors, inputs, deltas, rounds, reverse=True)  # precisions add
     return found

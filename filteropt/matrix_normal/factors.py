@@ -16,8 +16,8 @@ class Factors(NamedTuple):
     r"""Square roots of the factors of :math:`\Sigma = S_xS_x^\top \otimes S_\delta S_\delta^\top`.
 
     Attributes:
-        input_root: :math:`S_x`, ``(N, N)``.
-        output_root: :math:`S_\delta`, ``(M, M)``; the two roots' product is in weight units.
+        input_root: :math:`S_x`, ``(..., N, N)``.
+        output_root: :math:`S_\delta`, ``(..., M, M)``; the two roots' product is in weight units.
     """
 
     input_root: Tensor
@@ -43,10 +43,10 @@ def balance(factors: Factors) -> Factors:
         (tensor(1.), tensor(1.))
     """
     x, y = factors
-    if not (len(x) and len(y)):
+    if not (x.numel() and y.numel()):
         return factors
     tiny = torch.finfo(x.dtype).tiny
-    a, b = (root.abs().amax().clamp_min(tiny) for root in (x, y))
+    a, b = (root.abs().amax((-2, -1), keepdim=True).clamp_min(tiny) for root in (x, y))
     share = torch.exp2(((b.log2() - a.log2()) / 2).round())
     ceiling = squarable(x.dtype) ** 0.25
     cap = (ceiling / (a.sqrt() * b.sqrt())).clamp_max(1)
@@ -57,14 +57,14 @@ def lower_of_tall(tall: Tensor) -> Tensor:
     """The lower triangular root L with LLᵀ = TᵀT, by QR.
 
     Args:
-        tall: T, ``(m, n)`` with m ≥ n.
+        tall: T, ``(..., m, n)`` with m ≥ n.
 
     Returns:
-        L, ``(n, n)``, whose diagonal is not negative.
+        L, ``(..., n, n)``, whose diagonal is not negative.
     """
     upper = torch.linalg.qr(tall, mode="r").R
-    signs = torch.where(upper.diagonal() < 0, -1.0, 1.0).to(upper)
-    triangle: Tensor = (upper * signs.unsqueeze(1)).mT
+    signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(upper)
+    triangle: Tensor = (upper * signs.unsqueeze(-1)).mT
     return triangle
 
 
@@ -72,10 +72,10 @@ def row_sizes(rows: Tensor) -> Tensor:
     """Every row's largest magnitude, 1 where that is 0.
 
     Args:
-        rows: ``(R, n)``.
+        rows: ``(..., R, n)``.
 
     Returns:
-        ``(R, 1)``.
+        ``(..., R, 1)``.
     """
-    sizes = rows.abs().amax(1, keepdim=True)
+    sizes = rows.abs().amax(-1, keepdim=True)
     return torch.where(sizes > 0, sizes, 1.0)

@@ -34,12 +34,12 @@ def one_by_one(
     """Condition on each row in turn, by rank-one changes of the roots."""
     x_root, y_root = factors
     x_sizes, y_sizes = row_sizes(inputs), row_sizes(deltas)
-    n, m = len(x_root), len(y_root)
-    rows = zip(inputs / x_sizes, deltas / y_sizes, strict=True)
+    n, m = x_root.shape[-1], y_root.shape[-1]
     evidence = (x_sizes.double() * y_sizes.double()).square()
-    for (x, delta), size in zip(rows, evidence, strict=True):
+    found = (inputs / x_sizes, deltas / y_sizes, evidence)  # of each row, a matrix of one row
+    for x, delta, size in zip(*(rows.unsqueeze(-2).unbind(-3) for rows in found), strict=True):
         u, v = x @ x_root, delta @ y_root
-        seen_x, seen_y = (z.double().square().sum() for z in (u, v))
+        seen_x, seen_y = (z.double().square().sum((-2, -1), keepdim=True) for z in (u, v))
         along_x, along_y = gains((1 / (1 + seen_x * seen_y * size)).clamp_min(1e-150), n, m)
         x_root = _rank_one(x_root, u, along_x)
         y_root = _rank_one(y_root, v, along_y)
@@ -48,10 +48,10 @@ def one_by_one(
 
 def _rank_one(root: Tensor, u: Tensor, gains: Gains) -> Tensor:
     """S√g (I − (1 − √r) ûûᵀ)."""
-    norm = torch.linalg.vector_norm(u)
+    norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     unit = u / norm.clamp_min(torch.finfo(u.dtype).tiny)
     shrink = (1 - gains.along.sqrt()).to(root.dtype)
-    shrunk: Tensor = root - torch.outer(root @ (unit * shrink), unit)
+    shrunk: Tensor = root - (root @ (unit * shrink).mT) * unit
     return shrunk * gains.everywhere.sqrt().to(root.dtype)
 
 
@@ -70,7 +70,7 @@ def forward(left: Tensor, n: int, m: int) -> tuple[Gains, Gains]:
     :math:`t = 1 - s/(1 + (N-1)r)`: a quadratic with one positive root.
 
     Args:
-        left: 1 − s, a 0-d tensor, > 0.
+        left: 1 − s, any shape, > 0.
         n: N.
         m: M.
 

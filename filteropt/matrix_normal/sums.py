@@ -10,9 +10,10 @@ from torch import Tensor
 
 from filteropt.linalg import scalar
 from filteropt.matrix_normal.factors import Factors, lower_of_tall
+from filteropt.matrix_normal.members import identity, unless
 from filteropt.types import Scalar
 
-__all__ = ["Spread", "combined", "gram", "project_sum", "relative_trace"]
+__all__ = ["Spread", "combined", "gram", "project_sum", "relative_trace", "stacked"]
 
 
 class Spread(NamedTuple):
@@ -20,8 +21,8 @@ class Spread(NamedTuple):
 
     Attributes:
         weight: w, ≥ 0.
-        input_root: :math:`R_x`, ``(N, ·)``, or ``None`` for the identity.
-        output_root: :math:`R_\delta`, ``(M, ·)``, or ``None`` for the identity.
+        input_root: :math:`R_x`, ``(..., N, ·)``, or ``None`` for the identity.
+        output_root: :math:`R_\delta`, ``(..., M, ·)``, or ``None`` for the identity.
     """
 
     weight: Scalar
@@ -65,29 +66,46 @@ def project_sum(terms: Sequence[Spread], rounds: int = 20) -> Factors:
     first = Factors(terms[0].input_root, terms[0].output_root)
     sides = [[t.input_root for t in terms], [t.output_root for t in terms]]
     grams = [[gram(root) for root in side] for side in sides]
-    sizes = len(first.output_root), len(first.input_root)
-    weights = torch.stack([scalar(t.weight).to(first[0]) for t in terms])
+    sizes = first.output_root.shape[-1], first.input_root.shape[-1]
+    weights = stacked([t.weight for t in terms], first[0])
     triangles = [first.input_root, combined([1.0], sides[1][:1], grams[1][:1], first[1])]
     enough = torch.finfo(weights.dtype).eps ** 0.5
     shares = [torch.zeros_like(weights)] * 2
+    done = weights.new_zeros(weights.shape[:-1], dtype=torch.bool)
     for step in range(2 * rounds):
         i = step % 2
         traces = [relative_trace(triangles[1 - i], root) for root in sides[1 - i]]
-        before, shares[i] = shares[i], weights * torch.stack(traces) / sizes[i]
-        if step > 1 and bool(((shares[i] - before).abs() <= enough * shares[i]).all()):
-            break
-        triangles[i] = combined(shares[i].unbind(), sides[i], grams[i], first[i])
+        before, shares[i] = shares[i], weights * torch.stack(traces, -1) / sizes[i]
+        if step > 1:
+            done = done | ((shares[i] - before).abs() <= enough * shares[i]).all(-1)
+            if bool(done.all()):
+                break
+        new = combined(shares[i].unbind(-1), sides[i], grams[i], first[i])
+        triangles[i] = unless(done, new, triangles[i])
     return Factors(*triangles)
+
+
+def stacked(weights: Sequence[Scalar], like: Tensor) -> Tensor:
+    """Numbers side by side.
+
+    Args:
+        weights: floats, or tensors of the members' shape.
+        like: a matrix of every member, ``(..., n, m)``.
+
+    Returns:
+        ``(..., len(weights))``, in ``like``'s dtype.
+    """
+    return torch.stack([scalar(w).to(like).expand(like.shape[:-2]) for w in weights], -1)
 
 
 def gram(root: Tensor | None) -> Tensor | None:
     """RRᵀ.
 
     Args:
-        root: R, ``(n, ·)``, or ``None`` for the identity.
+        root: R, ``(..., n, ·)``, or ``None`` for the identity.
 
     Returns:
-        ``(n, n)``, or ``None`` for the identity.
+        ``(..., n, n)``, or ``None`` for the identity.
     """
     return None if root is None else root @ root.mT
 
@@ -101,40 +119,42 @@ def combined(
     """The lower triangular root of Σᵢ sᵢ RᵢRᵢᵀ: by Cholesky, or by QR where that fails.
 
     Args:
-        shares: sᵢ ≥ 0.
+        shares: sᵢ ≥ 0, floats or tensors of the members' shape.
         roots: Rᵢ, whose sum of squares is positive definite.
         grams: RᵢRᵢᵀ.
-        like: ``(n, n)``.
+        like: ``(..., n, n)``.
 
     Returns:
-        L, ``(n, n)``.
+        L, ``(..., n, n)``.
     """
-    parts = [scalar(share).to(like) for share in shares]
+    parts = [scalar(share).to(like)[..., None, None] for share in shares]
     total = torch.zeros_like(like)
     for part, square in zip(parts, grams, strict=True):
         if square is None:
-            total.diagonal().add_(part)
+            total.diagonal(dim1=-2, dim2=-1).add_(part.squeeze(-1))
         else:
             total += part * square
     triangle, info = torch.linalg.cholesky_ex(total)
-    if not bool(info):
+    failed = torch.as_tensor(info > 0)
+    if not bool(failed.any()):
         return torch.as_tensor(triangle)
-    eye = torch.eye(len(like)).to(like)
-    scaled = [p.sqrt() * (eye if r is None else r) for p, r in zip(parts, roots, strict=True)]
-    return lower_of_tall(torch.cat([part.mT for part in scaled]))
+    scaled = [
+        p.sqrt() * (identity(like) if r is None else r) for p, r in zip(parts, roots, strict=True)
+    ]
+    return unless(~failed, lower_of_tall(torch.cat([x.mT for x in scaled], -2)), triangle)
 
 
 def relative_trace(triangle: Tensor, root: Tensor | None) -> Tensor:
     """tr((LLᵀ)⁻¹RRᵀ), the squared norm of L⁻¹R.
 
     Args:
-        triangle: L, ``(n, n)``, lower triangular.
-        root: R, ``(n, ·)``, or ``None`` for the identity.
+        triangle: L, ``(..., n, n)``, lower triangular.
+        root: R, ``(..., n, ·)``, or ``None`` for the identity.
 
     Returns:
-        The trace.
+        The trace, ``(...)``.
     """
     if root is None:
-        return torch.cholesky_inverse(triangle).diagonal().sum()
+        return torch.cholesky_inverse(triangle).diagonal(dim1=-2, dim2=-1).sum(-1)
     solved: Tensor = torch.linalg.solve_triangular(triangle, root, upper=False)
-    return solved.square().sum()
+    return solved.square().sum((-2, -1))
