@@ -237,11 +237,18 @@ def all_finite(readings: list[Reading]) -> bool:
     for _, x, limit in (found for reading in readings for found in _bounded(reading)):
         if x.numel():
             buckets.setdefault((limit, x.device, x.dtype), []).append(x)
-    largest = torch.nn.utils.get_total_norm
-    fine = all(largest(g, float("inf")) <= limit for (limit, _, _), g in buckets.items())
+    fine = all(_largest(g) <= limit for (limit, _, _), g in buckets.items())
     for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
         fine = _everywhere(fine, mesh)
     return fine
+
+
+def _largest(tensors: list[Tensor]) -> Tensor:
+    """The largest magnitude, NaN where there is one."""
+    if tensors[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(tensors, float("inf"))
+    extremes = torch.stack([x for tensor in tensors for x in torch.aminmax(tensor)])
+    return extremes.abs().max()
 
 
 def _bounded(reading: Reading) -> Iterator[tuple[str, Tensor, float]]:

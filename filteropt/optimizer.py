@@ -56,7 +56,8 @@ class FilterOptimizer(SamplingOptimizer):
         maximize: maximise the objective instead of minimising it.
         on_nonfinite: ``"raise"`` a :class:`filteropt.NonFiniteGradientError` when a gradient or its
             square is not finite, or ``"skip"`` the whole step; either way nothing changes.
-        fused: ``None`` or ``False``: the eager executor, which is the only one so far.
+        fused: whether steps are compiled; ``None`` compiles those of groups of 10 million weights
+            or more where every part treats every weight on its own. See :doc:`/executors`.
         model: the parameters' module, to name them in messages where ``params`` does not.
         **hyperparameters: the preset's own, by name; stored in every group.
 
@@ -104,10 +105,6 @@ class FilterOptimizer(SamplingOptimizer):
             {**options, "on_nonfinite": on_nonfinite, "fused": fused},
             hints_of(FilterOptimizer.__init__),
         )
-        if fused:
-            raise ValueError(
-                "fused=True: there is no compiled executor yet; use fused=None or fused=False"
-            )
         if not (model is None or isinstance(model, nn.Module)):
             raise TypeError(f"{type(self).__name__}: model={model!r} must be a torch.nn.Module")
         self.preset, self.model = preset, model
@@ -162,7 +159,10 @@ class FilterOptimizer(SamplingOptimizer):
         """The composition for a group's present hyperparameters, once they are found to be fine."""
         options = {k: group[k] for k in ("schedule", "linearize_at", "maximize")}
         check_values(type(self).__name__, options, hints_of(FilterOptimizer.__init__))
-        return self._recipe.bind(group)
+        bound = self._recipe.bind(group)
+        if self.fused and (why := execute.objection(bound.filter)) is not None:
+            raise ValueError(f"{type(self).__name__}: fused=True, but {why}; use fused=None")
+        return bound
 
     def _watch(self, bound: Bound, params: list[Tensor]) -> None:
         """Watch the model, if the likelihood or the basis needs more than gradients."""
@@ -223,7 +223,7 @@ class FilterOptimizer(SamplingOptimizer):
                 self._prepare(group, block, bound)
             gain = self._recipe.gain(group)
             for batch in batches:
-                execute.update(bound, batch, self.state, gain=gain)
+                execute.update(bound, batch, self.state, gain=gain, fused=self.fused)
         self._gathering.clear(self.state)
         return loss
 

@@ -18,6 +18,7 @@ class GatheredSquares(GradientLikelihood):
     """A likelihood whose precision is a sum of squared gradients of the loss as it was scaled."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad", "squares"})
+    elementwise: ClassVar[bool] = True
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` whose scaled square is finite."""

@@ -60,6 +60,7 @@ class Averaged(WrappedLikelihood):
 
     gives: ClassVar[type] = Diag
     averages: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     likelihood: Likelihood = field(default_factory=SquaredGradient)
     beta2: Momentum = 0.999

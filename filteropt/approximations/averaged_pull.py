@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -55,6 +55,8 @@ class AveragedPull(WrappedLikelihood):
 
     Source: Khan et al. (2018), Vadam; see :eq:`eq-vadam`.
     """
+
+    elementwise: ClassVar[bool] = True
 
     likelihood: Likelihood = field(default_factory=lambda: SquaredGradient(beta1=None))
     pull: Nonnegative = 0.0

@@ -54,6 +54,7 @@ class AveragedSquaredGradient(Likelihood):
     """
 
     averages: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     scale: Positive = 1.0
     betas: Momenta = (0.9, 0.999)

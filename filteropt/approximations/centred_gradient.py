@@ -64,6 +64,7 @@ class CentredGradient(GradientLikelihood):
     """
 
     delay: ClassVar[int] = 1
+    elementwise: ClassVar[bool] = True
 
     centre_beta: Momentum = 0.9
 

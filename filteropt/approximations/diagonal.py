@@ -54,6 +54,7 @@ class Diagonal(Posterior):
     """
 
     latents: ClassVar[range] = range(1, 17)
+    elementwise: ClassVar[bool] = True
 
     initial_variance: Annotated[float, Interval("(0, inf)")] | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -71,6 +72,7 @@ class FixedPoint(Posterior):
 
     latents: ClassVar[range] = range(1, 3)
     stationary: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     method: Literal["taylor", "exact"] = "taylor"
 
@@ -108,7 +110,7 @@ class FixedPoint(Posterior):
     ) -> tuple[Tensor, Belief]:
         """The displacement by Σ⁺ at the fixed point; 0 where Σ⁺ is infinite."""
         column = self._rest(_diagonal(obs.curvature), transition)
-        column = tuple(torch.where(column[0].isinf(), 0.0, x) for x in column)
+        column = tuple(torch.where(column[0] == math.inf, 0.0, x) for x in column)
         return regression.move(disp, prior.aux, obs, column, ())
 
     def transport(self, belief: Belief, turn: Turn) -> Belief:

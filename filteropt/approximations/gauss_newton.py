@@ -144,6 +144,7 @@ class GaussNewtonDiagonal(GaussNewton):
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad", "squares"})
     gives: ClassVar[type] = Diag
+    elementwise: ClassVar[bool] = True
 
     def _curvature(self, raw: Raw) -> Diag | LowRank:
         assert raw.squares is not None, "what a likelihood needs is gathered"

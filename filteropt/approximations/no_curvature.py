@@ -48,6 +48,7 @@ class NoCurvature(GradientLikelihood):
 
     averages: ClassVar[bool] = True
     informative: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` that is finite when scaled."""

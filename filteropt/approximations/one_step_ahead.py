@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +45,8 @@ class OneStepAhead(Posterior):
 
     Source: the "Bayesian derivation of RMSProp" blog post; see :eq:`eq-one-step-ahead`.
     """
+
+    elementwise: ClassVar[bool] = True
 
     posterior: Posterior = field(default_factory=Diagonal)
 
@@ -90,7 +94,7 @@ class OneStepAhead(Posterior):
         assert isinstance(obs.curvature, Diag), "engine.check admits only diagonal curvature"
         settled = self.posterior.variance(belief, obs.curvature, transition)
         ahead = predict_variance(settled, transition)
-        return torch.where(settled.isinf(), 0.0, -ahead * obs.grad), belief
+        return torch.where(settled == math.inf, 0.0, -ahead * obs.grad), belief
 
     def transport(self, belief: Belief, turn: Turn) -> Belief | None:
         """The family's belief, in coordinates that turned."""

@@ -55,6 +55,7 @@ class Price(GradientLikelihood):
     needs: ClassVar[frozenset[str]] = frozenset({"grad", "products"})
     source: ClassVar[str] = "samples"
     signed: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     sync: bool = False
 

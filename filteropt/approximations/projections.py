@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ class Clipped(Projection):
 
     Source: Shen et al. (2024), IVON's clipping radius.
     """
+
+    elementwise: ClassVar[bool] = True
 
     radius: Annotated[float, Interval("(0, inf]")] = float("inf")
 
@@ -66,6 +68,8 @@ class Scaled(Projection):
 
     Source: the learning rate of VOGN and IVON, which is not that of the covariance.
     """
+
+    elementwise: ClassVar[bool] = True
 
     factor: Nonnegative = 1.0
 

@@ -56,6 +56,7 @@ class Retracted(Diagonal):
 
     signed: ClassVar[bool] = True
     exact: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     initial_variance: Annotated[float, Interval("(0, inf)")] | None = None
     order: Literal[1, 2] = 2

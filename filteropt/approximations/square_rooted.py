@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class SquareRooted(Posterior):
 
     Source: Khan et al. (2018), Vadam; see :eq:`eq-vadam`.
     """
+
+    elementwise: ClassVar[bool] = True
 
     dataset_size: Positive = 1.0
 

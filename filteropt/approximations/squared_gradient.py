@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class SquaredGradient(GradientLikelihood):
     Source: P (Aitchison 2020) Eq. 17–18; derived in :eq:`eq-squared-gradient` and
     :eq:`eq-momentum`.
     """
+
+    elementwise: ClassVar[bool] = True
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest ``|p.grad|`` whose scaled square is finite."""

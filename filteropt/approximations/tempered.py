@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ __all__ = ["Repeated", "Tempered"]
 
 class PoweredLikelihood(WrappedLikelihood):
     """A likelihood raised to a power that may depend on the step."""
+
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,6 +1,10 @@
 """Executors: how the engine's one step runs over many tensors, and how results are stored."""
 
-from filteropt.execute.items import Executor, Item, write
+from filteropt.execute.bucketed import bucketed
+from filteropt.execute.choice import choose, is_elementwise, objection
+from filteropt.execute.chunked import chunked
+from filteropt.execute.fused import fused
+from filteropt.execute.items import Item, write
 from filteropt.execute.loop import loop
 from filteropt.execute.plan import Ahead, Batch, plan, require_prediction
 from filteropt.execute.update import update
@@ -8,9 +12,14 @@ from filteropt.execute.update import update
 __all__ = [
     "Ahead",
     "Batch",
-    "Executor",
     "Item",
+    "bucketed",
+    "choose",
+    "chunked",
+    "fused",
+    "is_elementwise",
     "loop",
+    "objection",
     "plan",
     "require_prediction",
     "update",

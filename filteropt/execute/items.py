@@ -13,7 +13,7 @@ from filteropt.measure import local
 from filteropt.trees import leaves
 from filteropt.types import Raw, State
 
-__all__ = ["Executor", "Item", "write"]
+__all__ = ["Executor", "Item", "store", "write"]
 
 
 class Item(NamedTuple):
@@ -56,11 +56,26 @@ def write(item: Item, disp: Tensor, state: State, gain: float) -> None:
         state: its new state.
         gain: factor on the displacement. A bias without a gradient stays where it is.
     """
+    store(item.kept, state)
     (_, moved), *columns = item.block.split(disp)
     item.p.add_(moved, alpha=gain)
     for bias, column in columns:
         if bias.grad is not None:
             bias.add_(column, alpha=gain)
-    for kept, leaf in zip(item.kept, leaves(state), strict=True):
-        if leaf is not kept:
-            kept.copy_(leaf)
+
+
+def store(kept: list[Tensor], state: State) -> None:
+    """Keep a new state, before weights move of which it may hold a view.
+
+    Args:
+        kept: where its tensors go, in order.
+        state: the new state, which may hold these tensors in other places.
+    """
+    found = leaves(state)
+    for i, (place, leaf) in enumerate(zip(kept, found, strict=True)):
+        if leaf is place:
+            continue
+        for j in range(i + 1, len(found)):
+            if found[j] is place:  # it moves, too: as it was
+                found[j] = place.clone()
+        place.copy_(leaf)

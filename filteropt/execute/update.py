@@ -1,15 +1,16 @@
-"""A batch's step: bases turn, an executor steps, and steps are counted."""
+"""A batch's step: bases that know nothing learn, an executor steps, and steps are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from filteropt import engine
+from filteropt.execute.bucketed import bucketed
+from filteropt.execute.choice import choose
 from filteropt.execute.items import Item
-from filteropt.execute.loop import loop
 from filteropt.execute.plan import Ahead, Batch
 from filteropt.measure import Reading, local
 from filteropt.recipe import Bound
@@ -21,7 +22,12 @@ ParameterState = dict[str, Any]
 
 
 def update(
-    bound: Bound, batch: Batch, states: Mapping[Tensor, ParameterState], *, gain: float
+    bound: Bound,
+    batch: Batch,
+    states: Mapping[Tensor, ParameterState],
+    *,
+    gain: float,
+    fused: bool | None = None,
 ) -> None:
     """Step the parameters of one batch in place.
 
@@ -30,35 +36,38 @@ def update(
         batch: the parameters and their numbers.
         states: every parameter's tensors by name, ``step`` among them.
         gain: factor on the displacement.
+        fused: whether the step is to be compiled; ``None`` leaves that to the number of weights.
     """
     if bound.filter.basis.turns and batch.t == 1:
         batch = _taught(bound, batch, states)
-    items = (_item(bound, batch.t, states[r.p], r) for r in batch.readings)
-    loop(bound.filter, batch.scalars, items, gain)
-    for reading in batch.readings:
-        for p in reading.block.members:
-            if p.grad is not None:
-                _count(batch.ahead, local(p), {k: local(v) for k, v in states[p].items()})
+    filter = bound.filter
+    items = (_item(bound, states[r.p], r) for r in batch.readings)
+    if filter.basis.turns or not filter.posterior.elementwise:
+        bucketed(filter, batch.scalars, items, gain, t=batch.t if filter.basis.turns else None)
+    else:
+        weights = sum(local(reading.p).numel() for reading in batch.readings)
+        choose(filter, weights, fused)(filter, batch.scalars, items, gain)
+    moved = [p for r in batch.readings for p in r.block.members if p.grad is not None]
+    if moved:
+        torch._foreach_add_([local(states[p]["step"]) for p in moved], 1)
+    if batch.ahead is not None:
+        for p in moved:
+            _predict(batch.ahead, local(p), {k: local(v) for k, v in states[p].items()})
 
 
-def _item(bound: Bound, t: float, state: ParameterState, reading: Reading) -> Item:
-    """What an executor is given, in the coordinates of the step."""
+def _item(bound: Bound, state: ParameterState, reading: Reading) -> Item:
+    """What an executor is given, in the coordinates of the step before."""
     kept = [local(state[key]) for key in bound.names(reading.block)]
-    held = restore(bound.form(reading.block), kept)
-    if bound.filter.basis.turns:
-        held = engine.refresh(bound.filter, t, held, reading.raw)
-    return Item(reading.block, reading.raw, held, kept)
+    return Item(reading.block, reading.raw, restore(bound.form(reading.block), kept), kept)
 
 
-def _count(ahead: Ahead | None, p: Tensor, shard: ParameterState) -> None:
-    """Note the step of a parameter that has moved, and move it to its prediction if that is due."""
-    shard["step"].add_(1)
-    if ahead is not None:
-        p.mul_(1 - ahead.decay)
-        for i, factor in enumerate(ahead.drift, 1):
-            p.add_(shard[f"mean_{i}"], alpha=factor)
-            shard[f"drift_{i}"].fill_(factor)
-        shard["decay"].fill_(ahead.decay)
+def _predict(ahead: Ahead, p: Tensor, shard: ParameterState) -> None:
+    """Move a parameter to its prediction."""
+    p.mul_(1 - ahead.decay)
+    for i, factor in enumerate(ahead.drift, 1):
+        p.add_(shard[f"mean_{i}"], alpha=factor)
+        shard[f"drift_{i}"].fill_(factor)
+    shard["decay"].fill_(ahead.decay)
 
 
 def _taught(bound: Bound, batch: Batch, states: Mapping[Tensor, ParameterState]) -> Batch:

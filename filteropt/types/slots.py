@@ -49,6 +49,10 @@ class Likelihood(Protocol):
         averages: whether it knows its running curvature between steps (see :meth:`curvature`).
         informative: whether gradients teach it any curvature at all.
         delay: steps before the first that tells a curvature.
+        elementwise: whether :meth:`observe` treats every weight on its own, so that executors may
+            give it any number of weights in any order. It holds for the class that states it: one
+            that overrides :meth:`observe` states it again; one that wraps another likelihood speaks
+            for itself alone.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
@@ -58,6 +62,7 @@ class Likelihood(Protocol):
     averages: ClassVar[bool] = False
     informative: ClassVar[bool] = True
     delay: ClassVar[int] = 0
+    elementwise: ClassVar[bool] = False
 
     @property
     def core(self) -> Likelihood:
@@ -96,7 +101,9 @@ class Posterior(Protocol):
     Attributes:
         accepts: types of curvature that :meth:`condition` takes.
         latents: numbers of latents per weight that it can hold.
-        elementwise: whether every weight is treated on its own, so that shards may be.
+        elementwise: whether every weight is treated on its own, so that shards may be. Executors
+            step weights in rows only where the class that overrides :meth:`propagate` or
+            :meth:`condition` states it.
         stationary: whether it needs a likelihood that averages its curvature.
         signed: whether its variances stay positive where a curvature is negative.
         exact: whether conditioning is Bayes' rule, not only to first order in the evidence.
@@ -190,7 +197,14 @@ class Basis(Protocol):
 
 
 class Projection(Protocol):
-    """A clip, floor or gain applied after conditioning: an element program."""
+    """A clip, floor or gain applied after conditioning: an element program.
+
+    Attributes:
+        elementwise: whether every weight is treated on its own, as for a likelihood; what does not
+            state it, a plain function among others, is taken to look at whole tensors.
+    """
+
+    elementwise: ClassVar[bool] = False
 
     def __call__(self, disp: Tensor, belief: Belief) -> tuple[Tensor, Belief]:
         """The projected displacement and belief."""

@@ -1,0 +1,78 @@
+"""Which executor steps what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from filteropt.engine import Filter
+from filteropt.execute.chunked import chunked
+from filteropt.execute.fused import fused
+from filteropt.execute.items import Executor
+from filteropt.execute.loop import loop
+
+__all__ = ["choose", "is_elementwise", "objection"]
+
+MANY = 10**7
+"""Weights of one group from which on compiling pays by itself."""
+PROGRAMS = frozenset({"observe", "propagate", "condition", "__call__", "forward", "backward"})
+"""What an element program is made of."""
+
+
+def choose(filter: Filter, weights: int, wanted: bool | None) -> Executor:
+    """The executor of a group's step.
+
+    Args:
+        filter: the composition.
+        weights: how many weights are stepped.
+        wanted: whether the step is to be compiled; ``None`` leaves that to their number.
+
+    Returns:
+        :func:`fused` or :func:`chunked` for elementwise compositions, else :func:`loop`.
+    """
+    if not is_elementwise(filter):
+        return loop
+    many = wanted or (wanted is None and weights >= MANY)
+    return fused if many and objection(filter) is None else chunked
+
+
+def is_elementwise(filter: Filter) -> bool:
+    """Whether every part of a composition says that it treats every weight on its own."""
+    return all(map(_elementwise, _parts(filter)))
+
+
+def objection(filter: Filter) -> str | None:
+    """Why a composition's step cannot be compiled, as a clause; ``None`` if it can."""
+    for part in _parts(filter):
+        name = type(part).__name__
+        if not _elementwise(part):
+            return (
+                f"{name} does not say that it treats every weight on its own (elementwise = True "
+                f"in the class that defines its program)"
+            )
+        if not is_dataclass(part):
+            return f"{name} is no dataclass, whose fields would tell what is compiled"
+    return None
+
+
+def _parts(owner: Any) -> Iterator[Any]:
+    """The parts of a filter that work on weights, and the parts that these wrap."""
+    if isinstance(owner, Filter):
+        found = [owner.likelihood, owner.posterior, owner.basis, *owner.projections]
+    else:
+        found = [getattr(owner, f.name) for f in fields(owner)] if is_dataclass(owner) else []
+        found = [x for x in found if not PROGRAMS.isdisjoint(dir(x)) and not isinstance(x, type)]
+    for part in found:
+        yield part
+        yield from _parts(part)
+
+
+def _elementwise(part: Any) -> bool:
+    """Whether a part is elementwise by the word of the class that defines its program."""
+    for cls in type(part).__mro__:
+        if "elementwise" in vars(cls):
+            return bool(part.elementwise)
+        if PROGRAMS & vars(cls).keys():
+            return False
+    return False

@@ -1,0 +1,88 @@
+"""Elementwise steps compiled: one kernel for all the weights of a group."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from filteropt.engine import Filter, Scalars
+from filteropt.execute.chunked import step_pieces
+from filteropt.execute.flat import Run, pieces
+from filteropt.execute.items import Item
+from filteropt.execute.layout import each_run
+from filteropt.execute.loop import loop
+from filteropt.execute.program import Program, build, kind_of, numbers_of, structure_of
+from filteropt.trees import tree_map
+
+__all__ = ["fused"]
+
+LONGEST = 2**30
+"""Weights of one call, so that 32 bits count them."""
+
+_PROGRAMS: dict[object, Program | None] = {}
+"""Everything compiled in this process; ``None`` for what could not be."""
+
+
+def fused(filter: Filter, scalars: Scalars, items: Iterable[Item], gain: float) -> None:
+    """Step elementwise compositions by a compiled program.
+
+    One program serves a composition, whatever its numbers and however many weights there are. Where
+    it cannot be compiled, :func:`chunked` takes its place, with one warning.
+
+    Args:
+        filter: an elementwise composition, whose parts are dataclasses.
+        scalars: the step's numbers.
+        items: the parameters.
+        gain: factor on the displacement.
+    """
+    numbers = tree_map(float, scalars)
+    given, structure = numbers_of(filter, numbers, gain), structure_of(filter, scalars)
+    ready: dict[object, tuple[Program, Tensor] | None] = {}
+
+    def advance(run: Run) -> None:
+        kind = kind_of(run)
+        if kind not in ready:
+            program = _program(filter, scalars, run, (structure, kind))
+            ready[kind] = program and (program, program.values(given, run))
+        found = ready[kind] if run.p.numel() > 1 else None
+        if found is None:
+            step_pieces(filter, numbers, gain, run)
+            return
+        program, values = found
+        for piece in pieces(run, LONGEST):
+            program.apply(values, piece)
+
+    loop(filter, numbers, each_run(items, advance), gain)
+
+
+def _program(filter: Filter, scalars: Scalars, run: Run, key: object) -> Program | None:
+    """The program for such runs, compiled when it is first needed; ``None`` if that failed."""
+    if key not in _PROGRAMS:
+        _PROGRAMS[key], reason = _attempt(filter, scalars, run)
+        if reason:
+            _warn(reason)
+    return _PROGRAMS[key]
+
+
+def _attempt(filter: Filter, scalars: Scalars, run: Run) -> tuple[Program | None, str]:
+    """A program, or none and the reason. What torch warns its own developers of is no news."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return build(filter, scalars, run), ""
+    except Exception as error:  # whatever a compiler may raise
+        cause = getattr(error, "inner_exception", error)
+        return None, f"{type(cause).__name__}: {cause}".splitlines()[0]
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    """Say once why a step is not compiled."""
+    warnings.warn(
+        f"the step could not be compiled ({reason}); the eager executor steps in, with the same "
+        f"results. Pass fused=False to ask for it",
+        stacklevel=2,
+    )

@@ -1,0 +1,252 @@
+"""Eager executors: weights in a row, in pieces, step as tensor after tensor does."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import filteropt
+from filteropt.approximations import Clipped, Diagonal, SquaredGradient
+from filteropt.engine import IncompatibleComposition, check
+from filteropt.execute import Item, chunked, is_elementwise, loop, write
+from filteropt.presets import adabayes
+from filteropt.testing import LawViolation, check_elementwise, compositions
+from filteropt.types import Belief, Diag, State
+from tests.execution import LAYOUTS, assert_alike, made, stepped
+
+layout = sys.modules["filteropt.execute.layout"]
+pieces = sys.modules["filteropt.execute.chunked"]
+
+
+def fits(filter):
+    try:
+        check(filter)
+    except IncompatibleComposition:
+        return False
+    return True
+
+
+FITTING = [filter for filter in compositions() if fits(filter)]
+ELEMENTWISE = [filter for filter in FITTING if is_elementwise(filter)]
+
+
+def called(filter):
+    return "-".join(type(part).__name__ for part in (filter.dynamics, filter.likelihood,
+                                                     filter.posterior))  # fmt: skip
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Pieces and packs so short that a few weights are several."""
+    monkeypatch.setattr(pieces, "PIECE", 16)
+    monkeypatch.setattr(layout, "SMALL", 24)
+    monkeypatch.setattr(layout, "TOGETHER", 40)
+
+
+# What is elementwise ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filter", ELEMENTWISE, ids=called)
+def test_parts_that_say_so_treat_every_weight_on_its_own(filter):
+    check_elementwise(filter)
+
+
+def test_nearly_all_compositions_of_diagonal_families_are_elementwise():
+    names = {type(f.likelihood).__name__ for f in ELEMENTWISE}
+    whole = {"GaussNewton", "LayerGradients"}
+    assert names == {type(f.likelihood).__name__ for f in FITTING} - whole
+    families = {type(f.posterior).__name__ for f in ELEMENTWISE}
+    assert families == {"Diagonal", "FixedPoint", "OneStepAhead", "Retracted", "SquareRooted"}
+
+
+class Centring(SquaredGradient):
+    """Takes the mean over the weights out, and does not say that it is elementwise."""
+
+    def observe(self, like, raw, p, prior, scalars):
+        raw = raw._replace(grad=raw.grad - raw.grad.mean())
+        return super().observe(like, raw, p, prior, scalars)
+
+
+class Lying(Centring):
+    elementwise = True
+
+
+class Careful(SquaredGradient):
+    """Changes what is not the program."""
+
+    def gradient_limit(self, dtype):
+        return 1.0
+
+
+def norm_clipped(disp, belief):
+    return disp / disp.norm().clamp_min(1.0), belief
+
+
+class Pooled(Diagonal):
+    """One variance for all the weights; a subclass of a part that is elementwise is not."""
+
+    def condition(self, disp, prior, obs, transition):
+        obs = obs._replace(curvature=Diag(obs.curvature.values.mean().expand_as(obs.grad)))
+        return super().condition(disp, prior, obs, transition)
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected"),
+    [
+        ({}, True),
+        ({"likelihood": Careful()}, True),
+        ({"likelihood": Centring()}, False),
+        ({"likelihood": filteropt.approximations.Tempered(Centring(), 0.5)}, False),
+        ({"likelihood": filteropt.approximations.Averaged(SquaredGradient())}, True),
+        ({"projections": (Clipped(1.0),)}, True),
+        ({"projections": (norm_clipped,)}, False),
+        ({"posterior": Pooled()}, False),
+    ],
+)
+def test_parts_are_taken_at_the_word_of_the_class_that_defines_the_program(slots, expected):
+    assert is_elementwise(replace(adabayes(), **slots)) is expected
+
+
+@pytest.mark.parametrize(
+    "likelihood", [Centring(), filteropt.approximations.Tempered(Centring(), 0.5)]
+)
+def test_what_does_not_say_so_is_stepped_as_whole_tensors(likelihood, short):
+    """A mean over the weights is that of each tensor, not of what lies next to it."""
+    preset = filteropt.variant(adabayes, likelihood=likelihood)
+    assert_alike(stepped(preset), stepped(preset, executor=loop), rtol=0)
+
+
+def test_a_part_that_lies_is_caught():
+    with pytest.raises(LawViolation, match="half"):
+        check_elementwise(replace(adabayes(), likelihood=Lying()))
+    with pytest.raises(LawViolation, match="Centring"):
+        check_elementwise(replace(adabayes(), likelihood=Centring()))
+
+
+# Equal to the loop --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filter", ELEMENTWISE, ids=called)
+def test_every_elementwise_composition_steps_as_in_the_loop(filter, short):
+    """Compositions that need more than gradients are given squares and products of their own."""
+    assert_alike(made(filter, chunked), made(filter, loop), rtol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shapes=st.lists(
+        st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.just((200,)), min_size=1, max_size=6
+    ),
+    layouts=st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=6, max_size=6),
+    dtypes=st.lists(
+        st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), min_size=6, max_size=6
+    ),
+    groups=st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    late=st.lists(st.booleans(), min_size=6, max_size=6),
+    size=st.sampled_from([1, 3, 16, 2**18]),
+    small=st.sampled_from([1, 24, 2**15]),
+)
+def test_chunks_are_the_loop(shapes, layouts, dtypes, groups, late, size, small):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE", size)
+        patch.setattr(layout, "SMALL", small)
+        patch.setattr(layout, "TOGETHER", 4 * small)
+        case = {"shapes": shapes, "layouts": layouts, "dtypes": dtypes, "groups": groups}
+        found = stepped(adabayes, late=late, **case)
+        expected = stepped(adabayes, late=late, executor=loop, **case)
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("linearize_at", ["posterior", "prediction"])
+@pytest.mark.parametrize("options", [{"maximize": True}, {"schedule": "model"}, {}])
+@pytest.mark.parametrize(
+    "preset", [adabayes, filteropt.presets.adabayes_fp, filteropt.presets.momentum_filter]
+)
+def test_options_of_the_optimizer_hold(preset, options, linearize_at, short):
+    options = {**options, "linearize_at": linearize_at, "lrs": [0.01, 0.005, 0.02]}
+    found = stepped(preset, lr=0.01, **options)
+    assert_alike(found, stepped(preset, lr=0.01, executor=loop, **options))
+
+
+# What is not laid in a row ------------------------------------------------------------------------
+
+
+def overlapping(kind):
+    base = torch.randn(60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    if kind == "tied":  # two parameters of which one shows a part of the other
+        return [torch.nn.Parameter(base[:40]), torch.nn.Parameter(base[30:])]
+    return [torch.nn.Parameter(base[:30]), torch.nn.Parameter(base[30:])]
+
+
+@pytest.mark.parametrize("kind", ["tied", "side by side"])
+def test_parameters_in_one_memory_step_in_turn(kind, short):
+    """The second of two tied parameters sees what the first has become."""
+
+    def after(executor):
+        params = overlapping(kind)
+        return stepped(adabayes, params=params, executor=executor, lr=0.1)
+
+    assert_alike(after(None), after(loop), rtol=1e-14)
+
+
+def test_a_parameter_that_overlaps_with_itself_is_no_row(short):
+    """As ever, torch refuses to write to it."""
+    p = torch.nn.Parameter(torch.zeros(1).expand(50))
+    with pytest.raises(RuntimeError, match="single memory location"):
+        stepped(adabayes, params=[p])
+
+
+def test_states_of_another_layout_are_taken_along(short):
+    """As after loading a checkpoint of a model in another memory format."""
+
+    def params():
+        p = torch.nn.Parameter(torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)))
+        return [torch.nn.Parameter(p.detach().to(memory_format=torch.channels_last))]
+
+    def turned(opt):
+        for state in opt.state.values():
+            for name, x in state.items():
+                state[name] = x.contiguous()
+
+    found = stepped(adabayes, params=params(), after_first=turned)
+    assert_alike(found, stepped(adabayes, params=params(), executor=loop, after_first=turned))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(short):
+    params = [torch.nn.Parameter(torch.ones(n)) for n in (5, 100, 3)]
+    opt = filteropt.AdaBayes(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    before = [x.clone() for p in params for x in (p, *opt.state[p].values())]
+    params[2].grad[1] = float("nan")
+    with pytest.raises(filteropt.NonFiniteGradientError):
+        opt.step()
+    assert all(map(torch.equal, before, [x for p in params for x in (p, *opt.state[p].values())]))
+
+
+# Storing ------------------------------------------------------------------------------------------
+
+
+def test_a_state_whose_tensors_change_places_is_kept_right():
+    """A part may remember the last two gradients: the older is where the newer was."""
+    p, old, new = torch.zeros(2), torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])
+    kept = [new, old]
+    block = filteropt.blocks.Block(p)
+    state = State(Belief((), ()), (torch.tensor([3.0, 3.0]), new), ())
+    write(Item(block, filteropt.types.Raw(p), state, kept), p, state, 1.0)
+    assert kept[0].tolist() == [3.0, 3.0]
+    assert kept[1].tolist() == [2.0, 2.0]
+
+
+def test_a_state_that_holds_the_weights_holds_them_as_they_were():
+    p, kept = torch.zeros(2), [torch.ones(2)]
+    state = State(Belief((), ()), (p,), ())
+    write(Item(filteropt.blocks.Block(p), filteropt.types.Raw(p), state, kept), p + 1, state, 1.0)
+    assert kept[0].tolist() == [0.0, 0.0]
+    assert p.tolist() == [1.0, 1.0]
