@@ -22,6 +22,8 @@ from experiments.limits.catalogue import CASES
 from experiments.momentum import Momentum
 from experiments.momentum.quadratic import QUADRATICS
 from experiments.optimizers import MORE_OPTIMIZERS, OPTIMIZERS
+from experiments.sweep import Sensitivity
+from experiments.sweep.arms import ARMS
 from experiments.tasks import OFFLINE_TASKS, TASKS, Task
 from experiments.uncertainty import Uncertainty
 from experiments.uncertainty.methods import METHODS
@@ -58,6 +60,7 @@ class List:
             "Optimizers of the study of Kronecker-factored filters": {
                 name: contender.arm.entry.description for name, contender in CONTENDERS.items()
             },
+            "Optimizers of the study of sensitivity": {n: arm.title for n, arm in ARMS.items()},
             "Cases of the study of limits": {
                 name: f"{case.composition}: {case.limit}" for name, case in CASES.items()
             },
@@ -83,6 +86,7 @@ Study = (
     | Annotated[Momentum, tyro.conf.subcommand("momentum")]
     | Annotated[Uncertainty, tyro.conf.subcommand("uncertainty")]
     | Annotated[Kronecker, tyro.conf.subcommand("kronecker")]
+    | Annotated[Sensitivity, tyro.conf.subcommand("sweep")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 

@@ -23,6 +23,7 @@ from filteropt.presets import (
     Vadam,
 )
 from filteropt.recipe import variant
+from filteropt.sweeping import Sweep, sweep
 
 __all__ = [
     "IVON",
@@ -41,6 +42,7 @@ __all__ = [
     "NonFiniteGradientError",
     "OnlineNaturalGradient",
     "Prediction",
+    "Sweep",
     "Vadam",
     "approximations",
     "engine",
@@ -51,6 +53,7 @@ __all__ = [
     "read_posterior",
     "sample_labels",
     "save_posterior",
+    "sweep",
     "testing",
     "variant",
 ]
