@@ -33,8 +33,8 @@ doctest: $(VENV)/dev $(VENV)/docs  ## examples in docstrings and pages
 docs: $(VENV)/docs  ## the documentation, in docs/_build/html
 	$(BIN)/python -m sphinx -n -W -b html docs docs/_build/html
 
-bench: $(VENV)/dev  ## the time of a step, as a ratio to torch's AdamW
-	$(BIN)/python -m benchmarks.step_time
+bench: $(VENV)/experiments  ## optimizers' steps: time, memory, bandwidth, against torch's fused AdamW
+	$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) docs/_build docs/api build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

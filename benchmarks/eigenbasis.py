@@ -19,14 +19,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import filteropt
+from benchmarks.measure import bytes_in
+from benchmarks.shapes import resnet34
 
 RATES = {"lr": 1e-3, "betas": (0.95, 0.95), "weight_decay": 0.01}
 MAX_DIM = 2048
@@ -59,22 +60,6 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
-def resnet34(width: int) -> Iterator[tuple[int, ...]]:
-    """The shapes of a ResNet-34's parameters; 64 is the width of the real one."""
-    yield from ((width, 3, 7, 7), (width,), (width,))
-    inputs = width
-    for stage, blocks in enumerate((3, 4, 6, 3)):
-        outputs = width * 2**stage
-        for _ in range(blocks):
-            kernels = [(outputs, inputs, 3, 3), (outputs, outputs, 3, 3)]
-            if inputs != outputs:
-                kernels.append((outputs, inputs, 1, 1))
-            for kernel in kernels:
-                yield from (kernel, (outputs,), (outputs,))
-            inputs = outputs
-    yield from ((1000, inputs), (1000,))
-
-
 def parameters(width: int) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     return [
@@ -96,25 +81,6 @@ def installed() -> dict[str, Make]:
     return found
 
 
-def kept(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of an optimizer's state, memory that tensors share counted once."""
-    storages: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, dict):
-            for inner in value.values():
-                visit(inner)
-        elif isinstance(value, list | tuple):
-            for inner in value:
-                visit(inner)
-
-    visit(dict(optimizer.state))
-    return sum(storages.values())
-
-
 def measure(
     width: int, rounds: int, every: int, warmup: int
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -134,7 +100,9 @@ def measure(
             optimizer.zero_grad(set_to_none=True)
     weights = sum(p.numel() for p in parameters(width))
     means = {k: np.array(times).reshape(rounds, every).mean(1) for k, times in seconds.items()}
-    return means, {name: kept(optimizer) / weights for name, optimizer in optimizers.items()}
+    return means, {
+        name: bytes_in(dict(optimizer.state)) / weights for name, optimizer in optimizers.items()
+    }
 
 
 def main() -> None:

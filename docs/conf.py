@@ -65,16 +65,17 @@ if os.environ.get("FILTEROPT_DOCS_INTERSPHINX"):
     intersphinx_mapping = {
         "python": ("https://docs.python.org/3", None),
         "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
     }
 else:
-    nitpick_ignore_regex = [("py:.*", r"(torch|collections|typing|abc|os)\..*")]
+    nitpick_ignore_regex = [("py:.*", r"(torch|numpy|collections|typing|abc|os)\..*")]
 # Annotations that name no documented object: forward references inside NamedTuples, type variables,
 # and the tuples in which a shipped part keeps its own state.
 nitpick_ignore = [
     ("py:class", name) for name in ("Tensor", "P", "R", "Preset", "ParamsT", "nn.Module", "Batches")
 ]
 nitpick_ignore_regex += [
-    ("py:class", r"filteropt\.hyperparameters\.[PR]"),
+    ("py:class", r"filteropt\.(hyperparameters|leading)\.[PRT]"),
     ("py:class", r"filteropt\.approximations\._\w+\.\w+"),
     ("py:class", r"filteropt\.approximations\.tempered\.PoweredLikelihood"),
     (

@@ -17,6 +17,7 @@ ROOMS = [  # a room may import those above it
     {"blocks", "dtypes", "flat"},
     {"types"},
     {"hyperparameters", "trees"},
+    {"leading"},
     {"linalg"},
     {"regression", "matrix_normal"},
     {"stationary_pair"},
@@ -31,6 +32,7 @@ ROOMS = [  # a room may import those above it
     {"passes"},
     {"predictive", "posterior_file"},
     {"presets"},
+    {"sweeping"},
     {"testing"},
     {"__init__"},
 ]
