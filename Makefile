@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types doctest docs bench clean
+.PHONY: demo test lint types doctest doctest-docstrings doctest-pages docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,7 +17,7 @@ demo: $(VENV)/experiments  ## train six optimizers on real data; table and curve
 test: $(VENV)/experiments $(VENV)/dev $(VENV)/docs  ## lint, types, the whole test suite, doctests
 	$(MAKE) --no-print-directory lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-	$(MAKE) --no-print-directory doctest
+	$(MAKE) --no-print-directory -j2 doctest
 
 lint: $(VENV)/dev  ## ruff
 	$(BIN)/ruff check .
@@ -26,8 +26,12 @@ lint: $(VENV)/dev  ## ruff
 types: $(VENV)/dev  ## mypy --strict on filteropt
 	$(BIN)/mypy
 
-doctest: $(VENV)/dev $(VENV)/docs  ## examples in docstrings and pages
+doctest: doctest-docstrings doctest-pages  ## examples in docstrings and pages
+
+doctest-docstrings: $(VENV)/dev $(VENV)/docs
 	$(BIN)/python -m pytest -q --doctest-modules filteropt
+
+doctest-pages: $(VENV)/dev $(VENV)/docs
 	$(BIN)/python -m sphinx -q -n -W -b doctest docs docs/_build/doctest
 
 docs: $(VENV)/docs  ## the documentation, in docs/_build/html
