@@ -360,6 +360,15 @@ def test_what_is_done_to_the_gradient_is_done_to_its_squares():
     same(look(squares), expected)
 
 
+def test_a_factor_is_read_where_the_first_thousand_numbers_are_zero():
+    p, ledger = nn.Parameter(torch.zeros(4000)), Ledger()
+    p.grad = torch.cat([torch.zeros(3000), torch.full((1000,), 8.0)])
+    ledger.add(p, "squares", p.grad.square())
+    ledger.mark([p])
+    p.grad /= 4
+    assert torch.equal(ledger.look(p, "squares"), p.grad.square())
+
+
 def test_graphs_of_gradients():
     model, x = mlp(), torch.randn(N, 4)
     expected = one_by_one(model, *terms(x))
