@@ -14,6 +14,7 @@ from filteropt.engine import Filter
 from filteropt.optimizer import FilterOptimizer
 from filteropt.sweeping.feed import Minibatches, again, length
 from filteropt.sweeping.memory import together
+from filteropt.sweeping.numbers import Tables
 from filteropt.sweeping.progress import Report, progress
 from filteropt.sweeping.result import Sweep
 from filteropt.sweeping.settings import Setting, Settings, composition, prepare
@@ -161,11 +162,13 @@ def _train(
     members = [(i, seed) for seed in seeds for i in range(len(settings))]
     places = [i * len(seeds) + seeds.index(seed) for i, seed in members]
     start, total = 0, plan.steps * len(members)
+    tables = Tables(settings, plan.factors, strict=plan.strict, device=plan.device)
     while start < len(members):
         stop = min(len(members), start + size)
         chosen, chunk = places[start:stop], None
         try:
-            chunk = Chunk(plan, settings, members[start:stop], [records[k] for k in chosen])
+            kept = [records[k] for k in chosen]
+            chunk = Chunk(plan, settings, members[start:stop], kept, tables)
             for step, _ in enumerate(chunk.train(), 1):
                 report(plan.steps * start + step * (stop - start), total)
         except KeyboardInterrupt:

@@ -91,6 +91,7 @@ class Chunk:
         settings: every setting of the sweep.
         members: the setting and the seed of each, those of one seed side by side.
         records: where each member's results go.
+        tables: every step's numbers, of every setting.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Chunk:
         settings: Sequence[Setting],
         members: Sequence[tuple[int, int]],
         records: Sequence[Record],
+        tables: Tables,
     ) -> None:
-        self.plan, self.records = plan, list(records)
+        self.plan, self.records, self.tables = plan, list(records), tables
         self.seeds = list(dict.fromkeys(seed for _, seed in members))
         self.made = make(plan.factory, self.seeds, plan.device)
         self.model = self.made[self.seeds[0]].model
@@ -119,7 +121,6 @@ class Chunk:
         self._believe = partial(Beliefs, chosen, strict=plan.strict, compiled=compiled)
         self.beliefs = self._believe(start)
         self.still: Tensors = {}
-        self.tables = Tables(settings, plan.factors, strict=plan.strict, device=plan.device)
         self._losses = torch.full(
             (plan.steps, len(members)), float("nan"), dtype=torch.float64, device=plan.device
         )
