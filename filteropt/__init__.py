@@ -2,9 +2,9 @@
 
 from filteropt import approximations, engine, models, presets, testing
 from filteropt.engine import IncompatibleComposition
+from filteropt.finite import NonFiniteGradientError
 from filteropt.flat import Flat
 from filteropt.labels import sample_labels
-from filteropt.measure import NonFiniteGradientError
 from filteropt.optimizer import FilterOptimizer
 from filteropt.posterior_file import load_prior, read_posterior, save_posterior
 from filteropt.predictive import Prediction, predict

@@ -16,6 +16,7 @@ from filteropt.dtypes import belief_dtype
 from filteropt.engine import Filter, Scalars
 from filteropt.recipe import Bound
 from filteropt.report import Report, report
+from filteropt.rounding import held
 from filteropt.trees import leaves, restore, tree_map
 from filteropt.types import State
 
@@ -169,7 +170,7 @@ class BeliefOptimizer(CheckpointedOptimizer):
         p = block.weight
         state = self.state.get(p) or self._fresh(group, block, p)
         require_kept(bound, block, state, lambda: "the parameter")
-        kept = [state[name] for name in bound.names(block)]
+        kept = [held(state[name]) for name in bound.names(block)]
         return float(state["step"]), restore(bound.form(block), kept)
 
     def train(self, mode: bool = True) -> BeliefOptimizer:

@@ -10,9 +10,13 @@ from torch import Tensor
 __all__ = ["belief_dtype", "squarable"]
 
 
+HALVES = frozenset({torch.bfloat16, torch.float16})
+
+
 def belief_dtype(p: Tensor) -> torch.dtype:
     """Beliefs about half-precision weights are kept in float32, others in the weights' dtype."""
-    return torch.float32 if p.dtype in {torch.bfloat16, torch.float16} else p.dtype
+    dtype = p.dtype
+    return torch.float32 if dtype in HALVES else dtype
 
 
 def squarable(dtype: torch.dtype) -> float:

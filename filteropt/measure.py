@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from filteropt.blocks import Block
-from filteropt.dtypes import belief_dtype, squarable
+from filteropt.dtypes import belief_dtype
 from filteropt.types import Raw
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 __all__ = [
-    "NonFiniteGradientError",
     "Reading",
-    "all_finite",
     "gather",
     "local",
-    "raise_nonfinite",
     "several",
 ]
 
 
-KINDS = {
-    "grad": "gradient",
-    "rows": "Jacobian",
-    "squares": "sum of squares",
-    "products": "product with a draw",
-    "inputs": "layer's input",
-    "deltas": "gradient at a layer's output",
-}
-
-
-class NonFiniteGradientError(FloatingPointError):
-    """A gradient was NaN or infinite, or its square overflowed; nothing was changed."""
+PLAIN = frozenset({Tensor, nn.Parameter})
+"""Types of which it is known without a look that they are not distributed."""
 
 
 class Reading(NamedTuple):
@@ -117,11 +103,12 @@ def _read(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Any) ->
             f"the gradient of {name()} is sparse ({grad.layout}); filters need dense gradients: "
             f"use sparse=False in its layer, or train it with torch.optim.SparseAdam"
         )
-    if not p.dtype.is_floating_point:
+    if not p.is_floating_point():
         _require_real(p, name())
     if is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)
-    raw = Raw(**{"grad": local(grad).to(belief_dtype(p)), **seen})
+    grad = local(grad).to(belief_dtype(p))
+    raw = Raw(**{"grad": grad, **seen}) if seen else Raw(grad)
     if not maximize:
         return raw
     products = None if raw.products is None else -raw.products
@@ -206,85 +193,9 @@ def name_of(groups: list[dict[str, Any]], index: int, i: int, model: nn.Module |
     return f"parameter {i} of group {index} (shape {tuple(p.shape)})"
 
 
-def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
-    """Raise for a gradient that is not finite, or whose square in the belief's dtype is not.
-
-    Args:
-        readings: every parameter that the step would update.
-
-    Raises:
-        NonFiniteGradientError: naming the first offending parameter.
-    """
-    offender = next(
-        (r for r in readings if not all(_within(x, m) for _, x, m in _bounded(r))), None
-    )
-    which = "a gradient on another process" if offender is None else _describe(offender)
-    raise NonFiniteGradientError(
-        f"{which} is not finite, or its square overflows; nothing was changed. Find its origin "
-        f"with torch.autograd.detect_anomaly, clip it, or pass on_nonfinite='skip'"
-    )
-
-
-def _describe(reading: Reading) -> str:
-    kind, tensor, limit = next(found for found in _bounded(reading) if not _within(*found[1:]))
-    worst = tensor.abs().max().item()
-    return f"the {KINDS[kind]} of {reading.name()} (magnitude {worst:.3g}, limit {limit:.3g})"
-
-
-def all_finite(readings: list[Reading]) -> bool:
-    """Whether all that was gathered is finite, squares too, on every process that shares some."""
-    buckets: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
-    for _, x, limit in (found for reading in readings for found in _bounded(reading)):
-        if x.numel():
-            buckets.setdefault((limit, x.device, x.dtype), []).append(x)
-    fine = all(_largest(g) <= limit for (limit, _, _), g in buckets.items())
-    for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
-        fine = _everywhere(fine, mesh)
-    return fine
-
-
-def _largest(tensors: list[Tensor]) -> Tensor:
-    """The largest magnitude, NaN where there is one."""
-    if tensors[0].device.type != "cpu":
-        return torch.nn.utils.get_total_norm(tensors, float("inf"))
-    extremes = torch.stack([x for tensor in tensors for x in torch.aminmax(tensor)])
-    return extremes.abs().max()
-
-
-def _bounded(reading: Reading) -> Iterator[tuple[str, Tensor, float]]:
-    """What was gathered: its kind, and each tensor with the largest magnitude that can be used."""
-    raw = reading.raw
-    yield "grad", raw.grad, reading.limit
-    if raw.rows is not None:
-        yield "rows", raw.rows, squarable(raw.rows.dtype)
-    if raw.squares is not None:
-        largest = torch.finfo(raw.squares.dtype).max
-        yield "squares", raw.squares, min(largest, reading.limit * reading.limit)
-    if raw.products is not None:
-        yield "products", raw.products, reading.limit
-    if raw.layer is not None:
-        yield "inputs", raw.layer.inputs, squarable(raw.layer.inputs.dtype)
-        largest = squarable(raw.layer.deltas.dtype)
-        yield "deltas", raw.layer.deltas, min(largest, reading.limit)
-
-
-def _within(x: Tensor, limit: float) -> bool:
-    return bool((x.abs() <= limit).all())
-
-
-def _everywhere(fine: bool, mesh: DeviceMesh) -> bool:
-    """Whether ``fine`` holds on every process of the mesh, so that all of them agree to step."""
-    flag = torch.tensor(int(fine), device=mesh.device_type)
-    for dim in range(mesh.ndim):
-        torch.distributed.all_reduce(
-            flag, op=torch.distributed.ReduceOp.MIN, group=mesh.get_group(dim)
-        )
-    return bool(flag)
-
-
 def is_dtensor(x: Tensor) -> TypeGuard[DTensor]:
     """Whether ``x`` is a sharded or replicated distributed tensor."""
-    return hasattr(x, "device_mesh")
+    return type(x) not in PLAIN and hasattr(x, "device_mesh")
 
 
 def several() -> bool:

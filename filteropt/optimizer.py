@@ -11,18 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from filteropt import belief, engine, execute, measure
+from filteropt import belief, execute, finite, measure
 from filteropt.blocks import Block, blocks_of
 from filteropt.engine import Filter
-from filteropt.engine.compatibility import RESERVED
 from filteropt.execute import Batch
 from filteropt.gathering import Gathering
 from filteropt.hyperparameters import check_values, hints_of
 from filteropt.measure import Reading
 from filteropt.recipe import Bound, Recipe
-from filteropt.sampling import SamplingOptimizer
 from filteropt.signature import constructor, native
-from filteropt.trees import leaves, names
+from filteropt.upkeep import KeepingOptimizer
 
 __all__ = ["FilterOptimizer"]
 
@@ -30,7 +28,7 @@ Preset = Callable[..., Filter]
 Group = dict[str, Any]
 
 
-class FilterOptimizer(SamplingOptimizer):
+class FilterOptimizer(KeepingOptimizer):
     r"""Any composition as a PyTorch optimizer.
 
     .. math:: \mu \leftarrow \mu + r\,\Delta\mu, \qquad r = \text{lr}/\text{base\_lr},
@@ -56,8 +54,13 @@ class FilterOptimizer(SamplingOptimizer):
         maximize: maximise the objective instead of minimising it.
         on_nonfinite: ``"raise"`` a :class:`filteropt.NonFiniteGradientError` when a gradient or its
             square is not finite, or ``"skip"`` the whole step; either way nothing changes.
+            ``"ignore"`` looks at no gradient, as torch's own optimizers, for loops that have looked
+            already (``clip_grad_norm_(error_if_nonfinite=True)``, ``GradScaler``).
         fused: whether steps are compiled; ``None`` compiles those of groups of 10 million weights
             or more where every part treats every weight on its own. See :doc:`/executors`.
+        belief_dtype: ``torch.bfloat16`` keeps beliefs in half the memory, rounded at random, of
+            weights of 32 bits or fewer in elementwise compositions of one latent; ``None`` in
+            float32, or float64 for such weights. See :doc:`/executors`.
         model: the parameters' module, to name them in messages where ``params`` does not.
         **hyperparameters: the preset's own, by name; stored in every group.
 
@@ -94,8 +97,9 @@ class FilterOptimizer(SamplingOptimizer):
         schedule: Literal["gain", "model"] = "gain",
         linearize_at: Literal["posterior", "prediction"] = "posterior",
         maximize: bool = False,
-        on_nonfinite: Literal["raise", "skip"] = "raise",
+        on_nonfinite: Literal["raise", "skip", "ignore"] = "raise",
         fused: bool | None = None,
+        belief_dtype: torch.dtype | None = None,
         model: nn.Module | None = None,
         **hyperparameters: Any,
     ) -> None:
@@ -107,10 +111,14 @@ class FilterOptimizer(SamplingOptimizer):
         )
         if not (model is None or isinstance(model, nn.Module)):
             raise TypeError(f"{type(self).__name__}: model={model!r} must be a torch.nn.Module")
-        self.preset, self.model = preset, model
+        if belief_dtype not in {None, torch.bfloat16}:
+            raise ValueError(
+                f"{type(self).__name__}: belief_dtype={belief_dtype} must be None or torch.bfloat16"
+            )
+        self.preset, self.model, self.belief_dtype = preset, model, belief_dtype
         self.on_nonfinite, self.fused = on_nonfinite, fused
         self._recipe = Recipe(type(self).__name__, preset, hyperparameters)
-        self._gathering = Gathering()
+        self._gathering, self._layouts = Gathering(), execute.Layouts()
         values = {name: native(value) for name, value in self._recipe.defaults.items()}
         super().__init__(params, {"lr": 1.0, **values, **options})
 
@@ -151,6 +159,7 @@ class FilterOptimizer(SamplingOptimizer):
                 execute.require_prediction(bound.filter)
             for block in blocks_of(params, bound.filter.likelihood):
                 bound.form(block)  # a family may refuse a tensor that is too large for it
+            self._require_short(bound.filter, params)
             if merged["base_lr"] is None:
                 param_group["base_lr"] = float(merged["lr"])
         super().add_param_group(param_group)
@@ -211,11 +220,12 @@ class FilterOptimizer(SamplingOptimizer):
             raise RuntimeError(f"step: leave {inside} first")
         bounds = [self._bind(group) for group in self.param_groups]
         work = [self._read(i, bound) for i, bound in enumerate(bounds)]
-        if not measure.all_finite([r for _, readings, _ in work for r in readings]):
+        every = [reading for _, readings, _ in work for reading in readings]
+        if self.on_nonfinite != "ignore" and not finite.all_finite(every):
             self._gathering.clear()
             if self.on_nonfinite == "skip":
                 return loss
-            measure.raise_nonfinite([r for _, readings, _ in work for r in readings])
+            finite.raise_nonfinite(every)
         for group, bound, (frozen, readings, batches) in zip(
             self.param_groups, bounds, work, strict=True
         ):
@@ -223,7 +233,7 @@ class FilterOptimizer(SamplingOptimizer):
                 self._prepare(group, block, bound)
             gain = self._recipe.gain(group)
             for batch in batches:
-                execute.update(bound, batch, self.state, gain=gain, fused=self.fused)
+                execute.update(bound, batch, self.state, self._layouts, gain, fused=self.fused)
         self._gathering.clear(self.state)
         return loss
 
@@ -240,7 +250,7 @@ class FilterOptimizer(SamplingOptimizer):
                     f"{self._called(index, i, block)} has a gradient in its bias alone: freeze the "
                     f"bias, too, or filter it by itself (bias='diagonal', or another group)"
                 )
-        readings, ages = [], []
+        readings, ages, maximize = [], [], group["maximize"]
         params = [p for _, block in live for p in block.members]
         self._watch(bound, params)  # a group may change its mind
         gathered = self._gathering.look(bound.filter.likelihood, params)
@@ -252,47 +262,13 @@ class FilterOptimizer(SamplingOptimizer):
                 raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
             if state:
                 belief.require_kept(bound, block, state, name)
-            seen = {**gathered.get(p, {}), **of_layers.get(p, {})}
-            raw = measure.gather(block, name, maximize=group["maximize"], **seen)
-            readings.append(Reading(name, block, raw, measure.limit(bound.filter, raw.grad)))
+            seen = {**gathered.get(p, {}), **of_layers.get(p, {})} if gathered or of_layers else {}
+            raw = measure.gather(block, name, maximize=maximize, **seen)
+            readings.append(Reading(name, block, raw, bound.limit(raw.grad)))
             ages.append(1 + float(state.get("step", 0.0)))
         strict = group["linearize_at"] == "prediction"
         gain = self._recipe.gain(group)
         return [], readings, execute.plan(bound, readings, ages, gain=gain, strict=strict)
-
-    def _prepare(self, group: Group, block: Block, bound: Bound) -> None:
-        """Give a block's parameters the state that their group's options need, and no other."""
-        strict = group["linearize_at"] == "prediction"  # and it may change its mind
-        for p in block.members:
-            if p.grad is None:
-                continue
-            state, own = self.state[p], bound.names(block) if p is block.weight else ()
-            if not state or (group["lr"] and not group["base_lr"] and not state["step"]):
-                learned = bound.basis(block) if state else ()
-                fresh = self._fresh(group, block, p)
-                state.update({k: v for k, v in fresh.items() if k not in learned})
-            for name in state.keys() - {*own, *(RESERVED if strict else ("step",))}:
-                del state[name]
-            if strict and "evaluating" not in state:
-                state.update(belief.strict_state(bound.filter.dynamics.k))
-
-    def _fresh(self, group: Group, block: Block, p: Tensor) -> Group:
-        """A member's state before the first gradient: of the constructed ``lr``'s prior."""
-        filter = self._bind({**group, "lr": group["base_lr"] or group["lr"]}).filter
-        step = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
-        strict = group["linearize_at"] == "prediction"
-        kept = belief.strict_state(filter.dynamics.k) if strict else {}
-        if p is not block.weight:
-            return {**step, **kept}
-        initial = engine.init(filter, block.whole(*block.members))
-        return {**step, **dict(zip(names(initial), leaves(initial), strict=True)), **kept}
-
-    def _expected_state(self, group: Group, p: Tensor) -> set[str]:
-        """The names of the tensors that a parameter of such a group keeps."""
-        mine = next(g for g in self.param_groups if any(q is p for q in g["params"]))
-        block = self._block(mine, self._bind(group), p)
-        bare = [torch.empty(q.shape, device="meta") for q in block.members]
-        return set(self._fresh(group, Block(*bare), bare[p is not block.weight]))
 
     def _called(self, index: int, i: int, block: Block) -> str:
         """What to call a block in a message."""

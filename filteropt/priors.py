@@ -104,7 +104,7 @@ def priors_for(
             f"{type(filter.posterior).__name__} keeps is relative to another prior"
         )
     states = [opt._fresh(group, block, p) for p in block.members]
-    states[0].update(kept)
+    states[0].update(opt._short(kept))
     return [Prior(*of, state) for of, state in zip(means.items(), states, strict=True)]
 
 

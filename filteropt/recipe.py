@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from filteropt import engine
+from filteropt import engine, measure
 from filteropt.blocks import Block
 from filteropt.engine import Filter
 from filteropt.hyperparameters import LearningRate, check_values, hints_of
@@ -35,11 +35,13 @@ class Bound:
         filter: the composition.
         forms: states that hold nothing, one for each shape of parameter met so far.
         kept: the names of these states' tensors.
+        limits: the largest gradients, by dtype and shape.
     """
 
     filter: Filter
     forms: dict[torch.Size, State] = field(default_factory=dict)
     kept: dict[torch.Size, list[str]] = field(default_factory=dict)
+    limits: dict[tuple[torch.dtype, torch.Size], float] = field(default_factory=dict)
 
     def form(self, p: Tensor | Block) -> State:
         """A state of the form that ``p`` needs."""
@@ -52,6 +54,13 @@ class Bound:
         if p.shape not in self.kept:
             self.kept[p.shape] = names(self.form(p))
         return self.kept[p.shape]
+
+    def limit(self, grad: Tensor) -> float:
+        """The largest magnitude of such a gradient with which a step is finite."""
+        key = grad.dtype, grad.shape
+        if key not in self.limits:
+            self.limits[key] = measure.limit(self.filter, grad)
+        return self.limits[key]
 
     def basis(self, p: Tensor | Block) -> list[str]:
         """What the tensors of its basis are called."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 
@@ -171,6 +172,95 @@ def test_options_of_the_optimizer_hold(preset, options, linearize_at, short):
     options = {**options, "linearize_at": linearize_at, "lrs": [0.01, 0.005, 0.02]}
     found = stepped(preset, lr=0.01, **options)
     assert_alike(found, stepped(preset, lr=0.01, executor=loop, **options))
+
+
+# Where things lie is found once -------------------------------------------------------------------
+
+
+def moved(opt):
+    for group in opt.param_groups:
+        for p in group["params"]:
+            p.data = p.detach().clone()
+
+
+def turned(opt):
+    for group in opt.param_groups:
+        for p in group["params"]:
+            p.data = p.detach().mT.contiguous().mT if p.dim() > 1 else p.detach()
+
+
+def elsewhere(opt):
+    for state in opt.state.values():
+        state.update({name: x.clone() for name, x in state.items()})
+
+
+def halved(opt):
+    for state in opt.state.values():
+        for x in state.values():
+            x.mul_(0.5 if x.dim() else 1.0)
+
+
+def loaded(opt):
+    opt.load_state_dict(opt.state_dict())
+
+
+@pytest.mark.parametrize("change", [moved, turned, elsewhere, halved, loaded])
+def test_what_has_moved_since_the_last_step_is_found_again(change, short):
+    found = stepped(adabayes, lr=0.1, after_first=change)
+    assert_alike(found, stepped(adabayes, lr=0.1, executor=loop, after_first=change))
+
+
+GRADIENTS = {
+    "another": lambda p: torch.ones_like(p),
+    "transposed": lambda p: torch.ones_like(p).mT.contiguous().mT,
+    "with gaps": lambda p: torch.stack([p.detach(), p.detach()], -1)[..., 1],
+    "the weights' own memory": lambda p: p.detach(),
+    "none": lambda p: None,
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_gradients_may_lie_anywhere_in_every_step(kind, short):
+    def after(executor):
+        params = [
+            torch.nn.Parameter(torch.ones(6, 7, dtype=torch.float64)),
+            torch.nn.Parameter(torch.ones(3, 2, dtype=torch.float64)),
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            if executor is not None:
+                patch.setattr(sys.modules["filteropt.execute.update"], "choose", executor)
+            opt = filteropt.AdaBayes(params, lr=0.1)
+            for make in (torch.ones_like, GRADIENTS[kind], torch.ones_like):
+                for p in params:
+                    p.grad = make(p)
+                opt.step()
+        return [(p, opt.state[p]) for p in params]
+
+    assert_alike(after(None), after(lambda *_: loop), rtol=1e-14)
+
+
+def test_a_run_looks_once(short, monkeypatch):
+    """New gradients, schedules and hyperparameters leave everything where it is."""
+    found, of = [], layout.Layout.__init__
+    monkeypatch.setattr(layout.Layout, "__init__", lambda *given: (found.append(1), of(*given))[1])
+    for schedule in ("gain", "model"):
+        stepped(adabayes, schedule=schedule, lr=0.1, lrs=[0.1, 0.2, 0.3])
+    assert len(found) == 2
+
+
+def test_a_copy_steps_its_own_weights(short):
+    p = torch.nn.Parameter(torch.ones(50))
+    opt = filteropt.AdaBayes([p], lr=0.1)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    twin = copy.deepcopy(opt)
+    (q,) = twin.param_groups[0]["params"]
+    q.grad = torch.ones_like(q)
+    before = p.detach().clone()
+    twin.step()
+    assert torch.equal(p, before)
+    opt.step()
+    assert torch.equal(p, q)
 
 
 # What is not laid in a row ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch._inductor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,11 +24,25 @@ from tests.execution import LAYOUTS, assert_alike, made, parameters, stepped
 
 layout = sys.modules["filteropt.execute.layout"]
 module = sys.modules["filteropt.execute.fused"]
+program = sys.modules["filteropt.execute.program"]
+COMPILED = []
+
+
+@pytest.fixture(autouse=True)
+def count(monkeypatch):
+    """Count what is compiled."""
+    compiled = program._compiled
+
+    def note(*given):
+        COMPILED.append(given)
+        return compiled(*given)
+
+    monkeypatch.setattr(program, "_compiled", note)
 
 
 def graphs():
-    """How many graphs torch has compiled so far."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    """How many graphs have been compiled so far."""
+    return len(COMPILED)
 
 
 @pytest.fixture
@@ -139,6 +154,16 @@ def test_a_run_compiles_once(fresh):
     assert len(module._PROGRAMS) == 1
 
 
+@pytest.mark.parametrize("name", ["adabayes", "adabayes_fp", "momentum_filter", "bayes_rmsprop"])
+def test_what_numbers_alone_decide_is_no_part_of_the_kernel(name, fresh):
+    stepped(getattr(presets, name), fused=True, params=parameters([(40,)]))
+    (graph, _), worked_out = COMPILED[-1], []
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and "val" in node.meta and not node.meta["val"].dim():
+            worked_out.append(node)
+    assert not worked_out
+
+
 def test_each_dtype_and_structure_has_a_program_of_its_own(fresh):
     memoryless = filteropt.variant(adabayes, likelihood=SquaredGradient(beta1=None))
     for dtype in (torch.float32, torch.float64):
@@ -197,7 +222,7 @@ def test_without_a_compiler_the_eager_executor_steps_in(fresh, monkeypatch):
     def missing(*_, **__):
         raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr(torch, "compile", missing)
+    monkeypatch.setattr(torch._inductor, "compile", missing)
     with pytest.warns(UserWarning, match="No working C\\+\\+ compiler found") as found:
         after = stepped(adabayes, fused=True, dtypes=[torch.float32, torch.float64])
     assert len(found) == 1

@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 import filteropt
 from filteropt.approximations import Diagonal, PerExample
 from filteropt.engine import Filter
+from filteropt.finite import NonFiniteGradientError
 from filteropt.gathering import Gathering, LayerWatch, Ledger, sources
 from filteropt.gathering.layer_homes import biases, covered
 from filteropt.gathering.layer_rows import LIMIT
-from filteropt.measure import NonFiniteGradientError
 from filteropt.models import Static
 from tests.layer_rows import Asks, curvature, forget, look, sum_of_products, watch
 from tests.test_per_example import (

@@ -76,6 +76,7 @@ class Scalars(NamedTuple):
         likelihood: the likelihood's numbers.
         moves: 1 where the step moves the weights to their predicted mean before it conditions, 0
             where they hold that mean already.
+        t: the step, 1 for the first.
     """
 
     age: Transition
@@ -83,6 +84,7 @@ class Scalars(NamedTuple):
     decay: Scalar
     likelihood: Packed
     moves: Scalar = 1.0
+    t: Scalar = 1.0
 
 
 def scalars(filter: Filter, t: float | Tensor) -> Scalars:
@@ -102,7 +104,7 @@ def scalars(filter: Filter, t: float | Tensor) -> Scalars:
     transition: Transition = tree_map(scalar, filter.dynamics.transition(t))
     decay = 1 - transition.F[0][0] if transition.decay is None else transition.decay
     likelihood: Packed = tree_map(scalar, filter.likelihood.scalars(t))
-    return Scalars(_unless_first(transition, t), transition, decay, likelihood)
+    return Scalars(_unless_first(transition, t), transition, decay, likelihood, t=t)
 
 
 def step(

@@ -5,6 +5,7 @@ from filteropt.execute.choice import choose, is_elementwise, objection
 from filteropt.execute.chunked import chunked
 from filteropt.execute.fused import fused
 from filteropt.execute.items import Item, write
+from filteropt.execute.layout import Layouts
 from filteropt.execute.loop import loop
 from filteropt.execute.plan import Ahead, Batch, plan, require_prediction
 from filteropt.execute.update import update
@@ -13,6 +14,7 @@ __all__ = [
     "Ahead",
     "Batch",
     "Item",
+    "Layouts",
     "bucketed",
     "choose",
     "chunked",

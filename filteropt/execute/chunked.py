@@ -8,7 +8,7 @@ from functools import partial
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.flat import Run, advance, pieces
 from filteropt.execute.items import Item
-from filteropt.execute.layout import each_run
+from filteropt.execute.layout import Layout
 from filteropt.execute.loop import loop
 from filteropt.trees import tree_map
 
@@ -28,7 +28,7 @@ def chunked(filter: Filter, scalars: Scalars, items: Iterable[Item], gain: float
         gain: factor on the displacement.
     """
     numbers = tree_map(float, scalars)
-    rest = each_run(items, partial(step_pieces, filter, numbers, gain))
+    rest = Layout.of(items).each(partial(step_pieces, filter, numbers, gain))
     loop(filter, numbers, rest, gain)
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from filteropt.engine import Filter, Scalars, step
 from filteropt.execute.items import Item, store
-from filteropt.trees import restore
+from filteropt.rounding import Dither, held
+from filteropt.trees import restore, tree_map
 from filteropt.types import Raw, Scalar, State
 
-__all__ = ["Run", "advance", "pieces", "run_of"]
+__all__ = ["Run", "advance", "gathered", "pieces", "run_of"]
 
 SHAPED = ("grad", "squares", "products")
 """What may have been gathered that is shaped like the parameter."""
@@ -25,7 +26,7 @@ class Run(NamedTuple):
         columns: the weights, in the parameter's own dtype; what was gathered for them, the gradient
             first; and the state's tensors, of which one without dimensions is shared by all.
         names: what was gathered, by its names.
-        form: the form of the state.
+        form: the form of the state, which holds none of its tensors.
     """
 
     columns: list[Tensor]
@@ -58,9 +59,13 @@ class Run(NamedTuple):
 
 def run_of(item: Item) -> Run:
     """A parameter with what belongs to it, as it is."""
-    found = [(name, x) for name in SHAPED if (x := getattr(item.raw, name)) is not None]
-    columns = [item.p.detach(), *(x for _, x in found), *item.kept]
-    return Run(columns, tuple(name for name, _ in found), item.state)
+    found, form = gathered(item.raw), tree_map(lambda _: 0, item.state)
+    return Run([item.p.detach(), *found.values(), *item.kept], tuple(found), form)
+
+
+def gathered(raw: Raw) -> dict[str, Tensor]:
+    """What was gathered that is shaped like the parameter, by its names."""
+    return {name: x for name in SHAPED if (x := getattr(raw, name)) is not None}
 
 
 def advance(filter: Filter, scalars: Scalars, run: Run, gain: Scalar) -> None:
@@ -72,10 +77,10 @@ def advance(filter: Filter, scalars: Scalars, run: Run, gain: Scalar) -> None:
         run: the weights.
         gain: factor on the displacement.
     """
-    kept, mean = run.kept, run.p.to(run.grad.dtype)
-    gathered: dict[str, Any] = dict(zip(run.names, run.columns[1:], strict=False))
-    disp, state = step(filter, scalars, restore(run.form, kept), Raw(**gathered), mean)
-    store(kept, state)
+    mean, old = run.p.to(run.grad.dtype), restore(run.form, map(held, run.kept))
+    seen: dict[str, Any] = dict(zip(run.names, run.columns[1:], strict=False))
+    disp, state = step(filter, scalars, old, Raw(**seen), mean)
+    store(run.kept, state, Dither(mean, run.grad, scalars.t))
     if isinstance(gain, Tensor):
         run.p.add_(gain * disp)
     else:

@@ -12,7 +12,7 @@ from filteropt.engine import Filter, Scalars
 from filteropt.execute.chunked import step_pieces
 from filteropt.execute.flat import Run, pieces
 from filteropt.execute.items import Item
-from filteropt.execute.layout import each_run
+from filteropt.execute.layout import Layout
 from filteropt.execute.loop import loop
 from filteropt.execute.program import Program, build, kind_of, numbers_of, structure_of
 from filteropt.trees import tree_map
@@ -55,7 +55,7 @@ def fused(filter: Filter, scalars: Scalars, items: Iterable[Item], gain: float) 
         for piece in pieces(run, LONGEST):
             program.apply(values, piece)
 
-    loop(filter, numbers, each_run(items, advance), gain)
+    loop(filter, numbers, Layout.of(items).each(advance), gain)
 
 
 def _program(filter: Filter, scalars: Scalars, run: Run, key: object) -> Program | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from filteropt.blocks import Block
 from filteropt.engine import Filter, Scalars
 from filteropt.measure import local
+from filteropt.rounding import Dither, round_at_random
 from filteropt.trees import leaves
-from filteropt.types import Raw, State
+from filteropt.types import Raw, Scalar, State
 
 __all__ = ["Executor", "Item", "store", "write"]
 
@@ -47,7 +49,7 @@ Executor: TypeAlias = Callable[[Filter, Scalars, Iterable[Item], float], None]
 """Steps items in place, given the composition, the step's numbers and a factor on displacements."""
 
 
-def write(item: Item, disp: Tensor, state: State, gain: float) -> None:
+def write(item: Item, disp: Tensor, state: State, gain: float, t: Scalar = 1.0) -> None:
     """Move a block and store its new state.
 
     Args:
@@ -55,8 +57,10 @@ def write(item: Item, disp: Tensor, state: State, gain: float) -> None:
         disp: its displacement.
         state: its new state.
         gain: factor on the displacement. A bias without a gradient stays where it is.
+        t: the step.
     """
-    store(item.kept, state)
+    rounds = any(x.dtype is torch.bfloat16 for x in item.kept)
+    store(item.kept, state, Dither(item.mean, item.raw.grad, t) if rounds else None)
     (_, moved), *columns = item.block.split(disp)
     item.p.add_(moved, alpha=gain)
     for bias, column in columns:
@@ -64,12 +68,13 @@ def write(item: Item, disp: Tensor, state: State, gain: float) -> None:
             bias.add_(column, alpha=gain)
 
 
-def store(kept: list[Tensor], state: State) -> None:
+def store(kept: list[Tensor], state: State, dither: Dither | None) -> None:
     """Keep a new state, before weights move of which it may hold a view.
 
     Args:
-        kept: where its tensors go, in order.
+        kept: where its tensors go, in order; to those in bfloat16 they are rounded at random.
         state: the new state, which may hold these tensors in other places.
+        dither: random numbers, if any is rounded.
     """
     found = leaves(state)
     for i, (place, leaf) in enumerate(zip(kept, found, strict=True)):
@@ -78,4 +83,6 @@ def store(kept: list[Tensor], state: State) -> None:
         for j in range(i + 1, len(found)):
             if found[j] is place:  # it moves, too: as it was
                 found[j] = place.clone()
+        if dither is not None and place.dtype is torch.bfloat16:
+            leaf = round_at_random(leaf, dither(i))
         place.copy_(leaf)

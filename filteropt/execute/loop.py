@@ -24,4 +24,4 @@ def loop(filter: Filter, scalars: Scalars, items: Iterable[Item], gain: float) -
     numbers = tree_map(float, scalars)
     for item in items:
         disp, state = step(filter, numbers, item.state, item.raw, item.mean)
-        write(item, disp, state, gain)
+        write(item, disp, state, gain, numbers.t)

@@ -8,7 +8,6 @@ step, and none of a hyperparameter, is part of what was compiled.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -16,8 +15,10 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.flat import Run, advance
@@ -53,7 +54,12 @@ class Program(NamedTuple):
 
         Inductor's kernels forget what they write into a tensor without dimensions (torch 2.13).
         """
-        self.kernel(values, *(x if x.dim() else x.view(1) for x in run.columns))
+        self.kernel(values, *_sized(run))
+
+
+def _sized(run: Run) -> list[Tensor]:
+    """A run's columns, all of them vectors."""
+    return [x if x.dim() else x.view(1) for x in run.columns]
 
 
 def build(filter: Filter, scalars: Scalars, run: Run) -> Program:
@@ -81,21 +87,35 @@ def build(filter: Filter, scalars: Scalars, run: Run) -> Program:
     few = trial.map(lambda x: x[:64].clone())
     graph = make_fx(program, tracing_mode="symbolic")(*given, *few.columns)
     prelude, rest = _split(graph, len(numbers))
-    forward: Callable[..., None] = type(rest).forward  # a call of a module takes twice as long
-    compiled = torch.compile(forward, dynamic=True, fullgraph=True)
-    made = Program(prelude, functools.partial(compiled, rest))
-    made.apply(made.values(numbers, trial), trial)
+    made = Program(prelude, rest)
+    values = made.values(numbers, trial)
+    made = made._replace(kernel=_compiled(rest, [values, *_sized(trial)]))
+    made.apply(values, trial)
     return made
+
+
+def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., None]:
+    """A graph compiled for vectors of any one length, as long as the second input is here."""
+    # torch.compile would look at every input in every call, which takes longer than stepping some
+    # thousand weights; here kind_of has told inputs apart before.
+    from torch._inductor import compile  # takes a second
+
+    mode, length = FakeTensorMode(shape_env=ShapeEnv()), inputs[1].numel()
+    lengths: Any = StatelessSymbolicContext([DimDynamic.DUCK])
+    fake: list[Any] = [
+        mode.from_tensor(x, symbolic_context=lengths)
+        if x.numel() == length
+        else mode.from_tensor(x, static_shapes=True)
+        for x in inputs
+    ]
+    compiled: Callable[..., None] = compile(graph, fake)
+    return compiled
 
 
 def _split(recorded: GraphModule, count: int) -> tuple[GraphModule, GraphModule]:
     """What depends on the first ``count`` inputs alone, and the rest, given a vector of it."""
     nodes = list(recorded.graph.nodes)
-    early = set(nodes[:count])
-    for node in nodes[count:]:
-        if node.all_input_nodes and early.issuperset(node.all_input_nodes) and _is_number(node):
-            early.add(node)
-    handed = [node for node in nodes if node in early and not early.issuperset(node.users)]
+    early, handed = _early(nodes, count)
     prelude, rest = Graph(), Graph()
     first: dict[Node, Node] = {}
     for node in nodes:
@@ -113,10 +133,28 @@ def _split(recorded: GraphModule, count: int) -> tuple[GraphModule, GraphModule]
     return GraphModule(recorded, prelude), GraphModule(recorded, rest)
 
 
+def _early(nodes: list[Node], count: int) -> tuple[set[Node], list[Node]]:
+    """What depends on the first ``count`` nodes alone, and those of it that the rest needs."""
+    # A comparison that the rest needs is left to it: numbers alone are handed on.
+    late: set[Node] = set()
+    while True:
+        early = set(nodes[:count])
+        for node in nodes[count:]:
+            known = node.op == "call_function" and early.issuperset(node.all_input_nodes)
+            if known and node not in late and _is_number(node):
+                early.add(node)
+        handed = [node for node in nodes if node in early and not early.issuperset(node.users)]
+        comparisons = {node for node in handed if node.meta["val"].dtype == torch.bool}
+        if not comparisons:
+            return early, handed
+        late |= comparisons
+
+
 def _is_number(node: Node) -> bool:
-    """Whether a node's result is one number in double precision."""
+    """Whether a node's result is one number in double precision, or one comparison."""
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype == torch.float64 and not value.dim()
+    kinds = torch.float64, torch.bool
+    return isinstance(value, Tensor) and value.dtype in kinds and not value.dim()
 
 
 # Numbers and structure ----------------------------------------------------------------------------

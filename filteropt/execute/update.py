@@ -11,9 +11,11 @@ from torch import Tensor
 from filteropt.execute.bucketed import bucketed
 from filteropt.execute.choice import choose
 from filteropt.execute.items import Item
+from filteropt.execute.layout import Layout, Layouts
 from filteropt.execute.plan import Ahead, Batch
 from filteropt.measure import Reading, local
 from filteropt.recipe import Bound
+from filteropt.rounding import held
 from filteropt.trees import leaves, restore
 
 __all__ = ["update"]
@@ -25,8 +27,9 @@ def update(
     bound: Bound,
     batch: Batch,
     states: Mapping[Tensor, ParameterState],
-    *,
+    layouts: Layouts,
     gain: float,
+    *,
     fused: bool | None = None,
 ) -> None:
     """Step the parameters of one batch in place.
@@ -35,18 +38,19 @@ def update(
         bound: the composition.
         batch: the parameters and their numbers.
         states: every parameter's tensors by name, ``step`` among them.
+        layouts: how parameters lay in memory in earlier steps, by the first of each batch.
         gain: factor on the displacement.
         fused: whether the step is to be compiled; ``None`` leaves that to the number of weights.
     """
     if bound.filter.basis.turns and batch.t == 1:
         batch = _taught(bound, batch, states)
     filter = bound.filter
-    items = (_item(bound, states[r.p], r) for r in batch.readings)
     if filter.basis.turns or not filter.posterior.elementwise:
+        items = (_item(bound, states[r.p], r) for r in batch.readings)
         bucketed(filter, batch.scalars, items, gain, t=batch.t if filter.basis.turns else None)
-    else:
-        weights = sum(local(reading.p).numel() for reading in batch.readings)
-        choose(filter, weights, fused)(filter, batch.scalars, items, gain)
+    elif batch.readings:
+        layout = _layout(bound, batch.readings, states, layouts)
+        choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain)
     moved = [p for r in batch.readings for p in r.block.members if p.grad is not None]
     if moved:
         torch._foreach_add_([local(states[p]["step"]) for p in moved], 1)
@@ -58,7 +62,31 @@ def update(
 def _item(bound: Bound, state: ParameterState, reading: Reading) -> Item:
     """What an executor is given, in the coordinates of the step before."""
     kept = [local(state[key]) for key in bound.names(reading.block)]
-    return Item(reading.block, reading.raw, restore(bound.form(reading.block), kept), kept)
+    return Item(
+        reading.block, reading.raw, restore(bound.form(reading.block), map(held, kept)), kept
+    )
+
+
+def _layout(
+    bound: Bound,
+    readings: list[Reading],
+    states: Mapping[Tensor, ParameterState],
+    known: Layouts,
+) -> Layout:
+    """Where the parameters lie: as in the step before, or found anew."""
+    first, keys = readings[0], bound.names(readings[0].block)
+    layout = known.get(first.p)
+    if (
+        layout is None
+        or len(layout) != len(readings)
+        or not layout.takes(bound.form(first.block))
+        or not all(
+            layout.holds(i, local(r.p), r.raw, [local(states[r.p][key]) for key in keys])
+            for i, r in enumerate(readings)
+        )
+    ):
+        layout = known[first.p] = Layout(_item(bound, states[r.p], r) for r in readings)
+    return layout
 
 
 def _predict(ahead: Ahead, p: Tensor, shard: ParameterState) -> None:

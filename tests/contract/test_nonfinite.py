@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from filteropt import NonFiniteGradientError
+from filteropt import AdaBayes, NonFiniteGradientError
 
 from .problems import (
     assert_same,
@@ -87,6 +87,28 @@ def test_bad_gradient_is_skipped_on_request(library_subject, bad):
     drive(opt, 2, start=3)
     drive(twin, 5)
     assert_same(photograph(opt), photograph(twin))
+
+
+def test_a_loop_that_has_looked_may_do_without(library_subject, bad):
+    """`on_nonfinite="ignore"` looks at nothing: good steps are the same, bad ones go through."""
+    params = parameters()
+    opt = library_subject(params, on_nonfinite="ignore")
+    twin = library_subject(clones(params))
+    drive(opt, 3)
+    drive(twin, 3)
+    assert_same(photograph(opt), photograph(twin))
+    poison(params, 0, bad)
+    opt.step()
+    assert not all(map(torch.equal, params, twin.param_groups[0]["params"]))
+
+
+def test_sums_of_squares_do_not_judge():
+    """Many large gradients, each of them fine, whose squares' sum is not finite."""
+    p = torch.nn.Parameter(torch.zeros(10_000))
+    opt = AdaBayes([p])
+    p.grad = torch.full_like(p, 1e18)
+    opt.step()
+    assert p.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

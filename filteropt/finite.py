@@ -1,0 +1,112 @@
+"""Whether all that was gathered can be used, looked at before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor
+
+from filteropt.dtypes import squarable
+from filteropt.measure import Reading, is_dtensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["NonFiniteGradientError", "all_finite", "raise_nonfinite"]
+
+KINDS = {
+    "grad": "gradient",
+    "rows": "Jacobian",
+    "squares": "sum of squares",
+    "products": "product with a draw",
+    "inputs": "layer's input",
+    "deltas": "gradient at a layer's output",
+}
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """A gradient was NaN or infinite, or its square overflowed; nothing was changed."""
+
+
+def raise_nonfinite(readings: Iterable[Reading]) -> NoReturn:
+    """Raise for a gradient that is not finite, or whose square in the belief's dtype is not.
+
+    Args:
+        readings: every parameter that the step would update.
+
+    Raises:
+        NonFiniteGradientError: naming the first offending parameter.
+    """
+    offender = next(
+        (r for r in readings if not all(_within(x, m) for _, x, m in _bounded(r))), None
+    )
+    which = "a gradient on another process" if offender is None else _describe(offender)
+    raise NonFiniteGradientError(
+        f"{which} is not finite, or its square overflows; nothing was changed. Find its origin "
+        f"with torch.autograd.detect_anomaly, clip it, or pass on_nonfinite='skip'"
+    )
+
+
+def _describe(reading: Reading) -> str:
+    kind, tensor, limit = next(found for found in _bounded(reading) if not _within(*found[1:]))
+    worst = tensor.abs().max().item()
+    return f"the {KINDS[kind]} of {reading.name()} (magnitude {worst:.3g}, limit {limit:.3g})"
+
+
+def all_finite(readings: list[Reading]) -> bool:
+    """Whether all that was gathered is finite, squares too, on every process that shares some."""
+    buckets: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
+    for _, x, limit in (found for reading in readings for found in _bounded(reading)):
+        if x.numel():
+            buckets.setdefault((limit, x.device, x.dtype), []).append(x)
+    fine = all(_bounded_by(limit, g) for (limit, _, _), g in buckets.items())
+    for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
+        fine = _everywhere(fine, mesh)
+    return fine
+
+
+def _bounded_by(limit: float, tensors: list[Tensor]) -> bool:
+    """Whether no magnitude exceeds a limit, nor is NaN."""
+    if tensors[0].device.type != "cpu":
+        return bool(torch.nn.utils.get_total_norm(tensors, float("inf")) <= limit)
+    # Sums of squares tell in most cases. What is read last is stepped first, out of the cache.
+    rows = [x.view(-1) for x in reversed(tensors) if x.is_contiguous()]
+    sums = torch.stack([torch.dot(x, x) for x in rows]) if len(rows) == len(tensors) else None
+    bound = min(limit * limit, torch.finfo(tensors[0].dtype).max) / 2
+    if sums is not None and bool(sums.max() <= bound):
+        return True
+    extremes = torch.stack([x for tensor in tensors for x in torch.aminmax(tensor)])
+    return bool(extremes.abs().max() <= limit)
+
+
+def _bounded(reading: Reading) -> Iterator[tuple[str, Tensor, float]]:
+    """What was gathered: its kind, and each tensor with the largest magnitude that can be used."""
+    raw = reading.raw
+    yield "grad", raw.grad, reading.limit
+    if raw.rows is not None:
+        yield "rows", raw.rows, squarable(raw.rows.dtype)
+    if raw.squares is not None:
+        largest = torch.finfo(raw.squares.dtype).max
+        yield "squares", raw.squares, min(largest, reading.limit * reading.limit)
+    if raw.products is not None:
+        yield "products", raw.products, reading.limit
+    if raw.layer is not None:
+        yield "inputs", raw.layer.inputs, squarable(raw.layer.inputs.dtype)
+        largest = squarable(raw.layer.deltas.dtype)
+        yield "deltas", raw.layer.deltas, min(largest, reading.limit)
+
+
+def _within(x: Tensor, limit: float) -> bool:
+    return bool((x.abs() <= limit).all())
+
+
+def _everywhere(fine: bool, mesh: DeviceMesh) -> bool:
+    """Whether ``fine`` holds on every process of the mesh, so that all of them agree to step."""
+    flag = torch.tensor(int(fine), device=mesh.device_type)
+    for dim in range(mesh.ndim):
+        torch.distributed.all_reduce(
+            flag, op=torch.distributed.ReduceOp.MIN, group=mesh.get_group(dim)
+        )
+    return bool(flag)
