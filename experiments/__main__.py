@@ -4,10 +4,13 @@ import sys
 from importlib.util import find_spec
 
 _PACKAGES = (
+    "dacite",
+    "markdown_it",
     "matplotlib",
     "mlxtend",
     "pandas",
     "pooch",
+    "yaml",
     "rich",
     "sklearn",
     "torchmetrics",

@@ -2,16 +2,20 @@
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.ablate import Ablate
+from experiments.ablate.config import read_config
 from experiments.compare import Compare
 from experiments.errors import UserError
 from experiments.gap import Gap
@@ -22,16 +26,21 @@ from experiments.limits.catalogue import CASES
 from experiments.momentum import Momentum
 from experiments.momentum.quadratic import QUADRATICS
 from experiments.optimizers import MORE_OPTIMIZERS, OPTIMIZERS
+from experiments.registry import listing, read_plugins
+from experiments.reproduce import Reproduce
 from experiments.sweep import Sensitivity
 from experiments.sweep.arms import ARMS
-from experiments.tasks import OFFLINE_TASKS, TASKS, Task
+from experiments.tasks import TASKS, Task
 from experiments.uncertainty import Uncertainty
 from experiments.uncertainty.methods import METHODS
 
 
 @dataclass(frozen=True)
 class List:
-    """Describe the tasks, the optimizers and the limiting cases."""
+    """Describe the tasks, the optimizers, the compositions, their parts and the limiting cases."""
+
+    plugin: tuple[Path, ...] = ()
+    """Your own files, with tasks and compositions."""
 
     def run(self, console: Console) -> int:
         """Print the lists.
@@ -42,13 +51,15 @@ class List:
         Returns:
             The exit code, 0.
         """
+        read_plugins(self.plugin)
         sections: dict[str, dict[str, str]] = {
             "Tasks that need no network (epochs of the quick and of the full form)": {
-                name: _describe(TASKS[name]) for name in OFFLINE_TASKS
+                name: _describe(task) for name, task in TASKS.items() if task.source.offline
             },
             "Tasks that need a network or --data-dir": {
-                name: _describe(task) for name, task in TASKS.items() if name not in OFFLINE_TASKS
+                name: _describe(task) for name, task in TASKS.items() if not task.source.offline
             },
+            **listing(),
             "Optimizers": {name: entry.description for name, entry in OPTIMIZERS.items()},
             "Optimizers to name": {n: entry.description for n, entry in MORE_OPTIMIZERS.items()},
             "Quadratics of the study of the momentum filter": {
@@ -87,6 +98,12 @@ Study = (
     | Annotated[Uncertainty, tyro.conf.subcommand("uncertainty")]
     | Annotated[Kronecker, tyro.conf.subcommand("kronecker")]
     | Annotated[Sensitivity, tyro.conf.subcommand("sweep")]
+    | Annotated[
+        Reproduce,
+        tyro.conf.subcommand("reproduce"),
+        tyro.conf.OmitSubcommandPrefixes,
+        tyro.conf.OmitArgPrefixes,
+    ]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
@@ -103,9 +120,10 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
     """
     errors = io.StringIO()
     try:
+        studies = Study | _ablate(arguments)
         with contextlib.redirect_stderr(errors):
             study = tyro.cli(
-                Study,
+                studies,
                 prog="python -m experiments",
                 description="Experiments with filteropt's optimizers.",
                 args=list(arguments),
@@ -114,6 +132,9 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
         if end.code:
             print(f"error: {one_line(errors.getvalue())}", file=sys.stderr)
         return int(end.code or 0)
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
     try:
         return study.run(console or Console())
     except UserError as mistake:
@@ -122,6 +143,14 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted; whatever has finished is kept.", file=sys.stderr)
         return 130
+
+
+def _ablate(arguments: Sequence[str]) -> Any:
+    """The study of ablations, whose defaults are those of a file that ``--config`` names."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    path = next((b for a, b in itertools.pairwise(words) if a == "--config"), None)
+    default = Ablate() if path is None or words[0] != "ablate" else read_config(Path(path))
+    return Annotated[Ablate, tyro.conf.subcommand("ablate", default=default)]
 
 
 def one_line(boxed: str) -> str:

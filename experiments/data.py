@@ -55,7 +55,36 @@ def hold_out_validation(data: Dataset) -> Dataset:
     Returns:
         A data set without the original test images.
     """
-    return _split(data.train_images.numpy(), data.train_labels.numpy())
+    kept, held = map(torch.from_numpy, _held_out(data.train_labels.numpy()))
+    images, labels = data.train_images, data.train_labels
+    return Dataset(images[kept], labels[kept], images[held], labels[held])
+
+
+def crop_and_flip(
+    images: torch.Tensor, padding: int, generator: torch.Generator, *, flip: bool
+) -> torch.Tensor:
+    """Augment a batch: pad with black, cut the old size out at random, and mirror half of it.
+
+    Args:
+        images: Images ``(n, channels, height, width)``.
+        padding: Pixels added on every side, so the largest shift.
+        generator: Draws the shifts and the mirrored ones, on the CPU.
+        flip: Whether to mirror, left to right.
+
+    Returns:
+        As many images of the same size.
+    """
+    n, channels, height, width = images.shape
+    wide = torch.nn.functional.pad(images, (padding,) * 4)
+    shifts = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+    rows, columns = shifts[0] + torch.arange(height), shifts[1] + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = rows.to(wide.device), columns.to(wide.device)
+    each = torch.arange(n, device=wide.device)[:, None, None, None]
+    plane = torch.arange(channels, device=wide.device)[None, :, None, None]
+    return wide[each, plane, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Dataset:
@@ -68,12 +97,16 @@ def _split(images: np.ndarray, labels: np.ndarray) -> Dataset:
     Returns:
         The data set.
     """
+    train, test = _held_out(labels)
+    return _dataset(images[train], labels[train], images[test], labels[test])
+
+
+def _held_out(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=_TEST_SHARE, stratify=labels, random_state=0
-    )
-    return _dataset(images[train], labels[train], images[test], labels[test])
+    rows = np.arange(len(labels))
+    train, test = train_test_split(rows, test_size=_TEST_SHARE, stratify=labels, random_state=0)
+    return train, test
 
 
 def _dataset(*arrays: np.ndarray) -> Dataset:

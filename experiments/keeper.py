@@ -1,19 +1,37 @@
 """Carrying a study's runs out, in this process or in several, and keeping every result at once."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.errors import UserError
 from experiments.progress import Meter
-from experiments.store import Store, run_name
 from experiments.workers import children_ignore_interrupts, start_worker
 
 Result = dict[str, Any]
 Perform = Callable[[Any], Result]
+Results = Generator[tuple[Any, Result], None, None]
+Spread = Callable[[Perform, Sequence[Any], int], Results]
+"""Carries runs out by so many workers, and yields each with its result as they finish."""
+
+
+class Kept(Protocol):
+    """Where results are kept."""
+
+    def name(self, run: Any) -> str:
+        """What decides a run's numbers."""
+
+    def load(self, run: Any) -> Result | None:
+        """The result of a run that has finished."""
+
+    def save(self, run: Any, result: Result) -> None:
+        """Keep a result, in one indivisible step."""
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
 
 
 class Keeper:
@@ -23,16 +41,26 @@ class Keeper:
         finished: How many results there are.
     """
 
-    def __init__(self, store: Store, workers: int, perform: Perform, *, fresh: bool) -> None:
-        """Look after a folder of runs.
+    def __init__(
+        self,
+        store: Kept,
+        workers: int,
+        perform: Perform,
+        *,
+        fresh: bool,
+        spread: Spread | None = None,
+    ) -> None:
+        """Look after a store of runs.
 
         Args:
-            store: The folder.
+            store: The store.
             workers: Number of processes; 1 stays in this one.
             perform: Carries a run out; a function of a module, for other processes to find.
             fresh: Whether runs that are there are run again.
+            spread: Carries runs out; by default in processes of this machine.
         """
         self.finished = 0
+        self._spread = spread or perform_all
         self._store, self._workers, self._perform, self._fresh = store, workers, perform, fresh
         store.clean()
 
@@ -46,7 +74,7 @@ class Keeper:
         Returns:
             Their results, in the same order.
         """
-        costs = {run_name(run): (run, cost) for run, cost in wanted}
+        costs = {self._store.name(run): (run, cost) for run, cost in wanted}
         found: dict[str, Result] = {}
         for name, (run, _) in costs.items():
             if not self._fresh and (kept := self._store.load(run)) is not None:
@@ -56,13 +84,14 @@ class Keeper:
             self._count(meter, len(found))
         missing = sorted((c for n, c in costs.items() if n not in found), key=lambda c: -c[1])
         runs = [run for run, _ in missing]
-        with closing(perform_all(self._perform, runs, self._workers)) as finished:
+        with closing(self._spread(self._perform, runs, self._workers)) as finished:
             for run, result in finished:
                 self._store.save(run, result)
-                found[run_name(run)] = result
-                meter.advance(costs[run_name(run)][1])
+                name = self._store.name(run)
+                found[name] = result
+                meter.advance(costs[name][1])
                 self._count(meter, 1)
-        return [found[run_name(run)] for run, _ in wanted]
+        return [found[self._store.name(run)] for run, _ in wanted]
 
     def _count(self, meter: Meter, runs: int) -> None:
         self.finished += runs
@@ -70,9 +99,7 @@ class Keeper:
             meter.finish_run()
 
 
-def perform_all(
-    perform: Perform, runs: Sequence[Any], workers: int
-) -> Iterator[tuple[Any, Result]]:
+def perform_all(perform: Perform, runs: Sequence[Any], workers: int) -> Results:
     """Carry runs out, in this process or in several.
 
     Args:
@@ -85,7 +112,7 @@ def perform_all(
 
     Raises:
         UserError: If a worker process dies.
-    """
+    """  # ruff: ignore[docstring-missing-returns] - Results is what yields
     if min(workers, len(runs)) <= 1:
         for run in runs:
             yield run, perform(run)

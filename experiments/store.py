@@ -38,6 +38,11 @@ class Store:
         """
         self._folder = folder
 
+    @staticmethod
+    def name(run: Run) -> str:
+        """What decides a run's numbers: the name of its file."""
+        return run_name(run)
+
     def save(self, run: Run, result: dict[str, Any]) -> None:
         """Write a finished run in one indivisible step.
 

@@ -138,7 +138,7 @@ class _Standardise:
 
     def __init__(self, images: torch.Tensor) -> None:
         channels = [images[:, c].double() for c in range(images.shape[1])]
-        shape = (1, -1, 1, 1)
+        shape = (1, -1, *[1] * (images.ndim - 2))
         self._mean = torch.stack([c.mean() for c in channels]).float().reshape(shape)
         self._std = torch.stack([c.std() for c in channels]).float().reshape(shape)
 
