@@ -162,6 +162,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The settings of every preset that can be stepped with gradients alone."""
 
+_FUSED = partial(filteropt.AdaBayes, batch_size=128, fused=True)
+OPTIONS = (
+    Contender(
+        "adabayes-unchecked",
+        "AdaBayes, fused, unchecked",
+        partial(_FUSED, on_nonfinite="ignore"),
+        ours=True,
+    ),
+    Contender(
+        "adabayes-bfloat16",
+        "AdaBayes, fused, bfloat16",
+        partial(_FUSED, belief_dtype=torch.bfloat16),
+        ours=True,
+    ),
+)
+"""What the options of one preset change."""
+
 NEED_MORE = {
     "VOGN": "it needs a model's gradients of single examples (see benchmarks.gathering)",
     "KroneckerFilter": "it needs the inputs of a model's layers (see experiments kronecker)",
@@ -202,7 +219,7 @@ def presets_left_out() -> dict[str, str]:
 
 def contenders() -> dict[str, Contender]:
     """All that can be asked for, by name."""
-    return {contender.name: contender for contender in (*OTHERS, *filters())}
+    return {contender.name: contender for contender in (*OTHERS, *filters(), *OPTIONS)}
 
 
 def objection(contender: Contender, device: torch.device) -> str | None:

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.ablate import Ablate
-from experiments.ablate.config import read_config
 from experiments.compare import Compare
+from experiments.config import Options, read_config, write_config
 from experiments.errors import UserError
 from experiments.gap import Gap
 from experiments.kronecker import Kronecker
@@ -28,6 +28,7 @@ from experiments.momentum.quadratic import QUADRATICS
 from experiments.optimizers import MORE_OPTIMIZERS, OPTIMIZERS
 from experiments.registry import listing, read_plugins
 from experiments.reproduce import Reproduce
+from experiments.reproduce.study import What
 from experiments.sweep import Sensitivity
 from experiments.sweep.arms import ARMS
 from experiments.tasks import TASKS, Task
@@ -98,6 +99,7 @@ Study = (
     | Annotated[Uncertainty, tyro.conf.subcommand("uncertainty")]
     | Annotated[Kronecker, tyro.conf.subcommand("kronecker")]
     | Annotated[Sensitivity, tyro.conf.subcommand("sweep")]
+    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[
         Reproduce,
         tyro.conf.subcommand("reproduce"),
@@ -120,10 +122,11 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
     """
     errors = io.StringIO()
     try:
-        studies = Study | _ablate(arguments)
+        default = _defaults(arguments)
         with contextlib.redirect_stderr(errors):
             study = tyro.cli(
-                studies,
+                Study,
+                default=tyro.MISSING if default is None else default,
                 prog="python -m experiments",
                 description="Experiments with filteropt's optimizers.",
                 args=list(arguments),
@@ -136,7 +139,9 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     try:
-        return study.run(console or Console())
+        code = study.run(console or Console())
+        _record(study)
+        return code
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
@@ -145,12 +150,39 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
         return 130
 
 
-def _ablate(arguments: Sequence[str]) -> Any:
-    """The study of ablations, whose defaults are those of a file that ``--config`` names."""
+def _defaults(arguments: Sequence[str]) -> Any:
+    """The options of a file that ``--config`` names, of the study that the first words name."""
     words = [part for word in arguments for part in word.split("=", 1)]
     path = next((b for a, b in itertools.pairwise(words) if a == "--config"), None)
-    default = Ablate() if path is None or words[0] != "ablate" else read_config(Path(path))
-    return Annotated[Ablate, tyro.conf.subcommand("ablate", default=default)]
+    if path is None:
+        return None
+    kind: Any = subcommands(Study).get(words[0])
+    if kind is Reproduce:
+        kind = subcommands(What).get(words[1])
+    if kind is None or not issubclass(kind, Options):
+        return None
+    found: Any = read_config(Path(path), kind)
+    return found if words[0] != "reproduce" else Reproduce(found)
+
+
+def subcommands(union: Any) -> dict[str, Any]:
+    """The members of a union of subcommands by their names.
+
+    Args:
+        union: The union.
+
+    Returns:
+        Dataclasses by the words that name them.
+    """
+    found = (get_args(one) for one in get_args(union))
+    return {subcommand.name: kind for kind, subcommand, *_ in found}
+
+
+def _record(study: Any) -> None:
+    """Keep the options among the results."""
+    options = getattr(study, "what", study)
+    if isinstance(options, Options) and (out := getattr(options, "out", None)) and out.is_dir():
+        write_config(options, out / "config.yaml")
 
 
 def one_line(boxed: str) -> str:

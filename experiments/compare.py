@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.optimizers import OPTIMIZERS
 from experiments.plan import (
@@ -34,7 +35,7 @@ def _default(text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Options):
     """Train every optimizer on every task and print a table of means over seeds.
 
     Without options this is the quick form: the offline tasks, 3 seeds, a few minutes on 2 cores.

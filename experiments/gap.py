@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor, nn
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.plan import read_out
 from experiments.progress import Meter
@@ -249,7 +250,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Gap:
+class Gap(Options):
     """Show which compositions are uncertain in a gap of the data, beside the exact posterior.
 
     Less than a minute on one core.

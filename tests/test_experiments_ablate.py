@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from experiments.ablate import Ablate, study
-from experiments.ablate.config import read_config, write_config
 from experiments.ablate.jobs import perform
 from experiments.ablate.parts import Preset
 from experiments.ablate.plan import make_plan
 from experiments.ablate.tables import verdict
+from experiments.config import read_config, write_config
 from experiments.intervals import compare
 from filteropt import approximations, models
 from filteropt.engine import Filter
@@ -184,7 +184,7 @@ def test_options_go_to_yaml_and_back(tmp_path: Path) -> None:
     given = replace(given, plugin=(Path("a.py"), Path("b.py")), ray=True, out=Path("elsewhere"))
     for one in (Ablate(), given):
         write_config(one, tmp_path / "config.yaml")
-        assert replace(read_config(tmp_path / "config.yaml"), config=None) == one
+        assert replace(read_config(tmp_path / "config.yaml", Ablate), config=None) == one
     assert set(yaml.safe_load((tmp_path / "config.yaml").read_text())) == {
         f.name for f in fields(Ablate)
     } - {"config"}
@@ -192,7 +192,7 @@ def test_options_go_to_yaml_and_back(tmp_path: Path) -> None:
 
 def test_words_of_the_command_line_go_before_those_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text("trials: 5\nseeds: 4\nlikelihood: SquaredGradient\n")
-    found = read_config(tmp_path / "grid.yaml")
+    found = read_config(tmp_path / "grid.yaml", Ablate)
     assert (found.trials, found.seeds, found.likelihood) == (5, (4,), ("SquaredGradient",))
     code, text = _help("ablate", "--config", tmp_path / "grid.yaml", "--help")
     assert code == 0

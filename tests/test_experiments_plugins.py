@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.ablate.config import read_config
+from experiments.ablate import Ablate
+from experiments.config import read_config
 from experiments.data import Dataset, hold_out_validation
 from experiments.errors import UserError
 from experiments.registry import COMPOSITIONS, SLOTS, load_plugins, read_plugins
@@ -92,4 +93,4 @@ def test_the_examples_of_the_guide_are_what_is_read(plugin: Path, tmp_path: Path
     assert TASKS["blobs"].source.load(Path()).train_images.shape == (400, 3)
     assert isinstance(COMPOSITIONS["tempered"].build(power=0.3), Filter)
     (tmp_path / "grid.yaml").write_text(blocks["yaml"])
-    assert read_config(tmp_path / "grid.yaml").posterior == ("Diagonal", "FixedPoint")
+    assert read_config(tmp_path / "grid.yaml", Ablate).posterior == ("Diagonal", "FixedPoint")

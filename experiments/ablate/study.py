@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments.ablate.config import write_config
 from experiments.ablate.jobs import perform
 from experiments.ablate.outcomes import Outcome, tune_and_test
 from experiments.ablate.plan import Plan, make_plan, room
 from experiments.ablate.rows import Rows, alone
 from experiments.ablate.tuning import rounds
+from experiments.config import Options, write_config
 from experiments.errors import UserError
 from experiments.keeper import Keeper, Spread
 from experiments.plan import read_out
@@ -29,7 +29,7 @@ def _default(text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Ablate:
+class Ablate(Options):
     """Compare any grid of compositions, every arm tuned by the same number of trials.
 
     The grid is dynamics x likelihood x posterior x basis x --vary, with named compositions and
@@ -109,9 +109,6 @@ class Ablate:
 
     plugin: tuple[Path, ...] = ()
     """Your own files, with tasks and compositions."""
-
-    config: Path | None = None
-    """A YAML file with these options, such as the config.yaml of an earlier ablation."""
 
     out: Path = Path("results/ablate")
     """Folder for the runs, the report and the figures."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.keeper import Keeper
 from experiments.kronecker import runs
@@ -49,7 +50,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Kronecker:
+class Kronecker(Options):
     """Compare the Kronecker and eigenbasis filters with AdamW, SOAP, Shampoo and SINGD.
 
     Steps and seconds to a target loss, which tuned AdamW sets. Every optimizer is tried at as many

@@ -9,6 +9,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.limits.catalogue import CASES
 from experiments.limits.laws import Case, Verdict, judge
@@ -17,7 +18,7 @@ from experiments.progress import Meter
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Options):
     """Measure how fast every limit of the theory is approached, against the derived error.
 
     About a minute on one core. The exit code is 1 if a case misses its law.

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.keeper import Keeper
 from experiments.momentum import runs
@@ -48,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Options):
     """Compare the momentum filter with NAdam, Adam and Nesterov's SGD, all tuned by one budget.
 
     On an ill-conditioned quadratic, with exact and with noisy gradients, and on a task. Every

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import filteropt
 from experiments import data
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.models import mlp
 from experiments.optimizers import SHORT_RUN
@@ -34,7 +35,7 @@ ESTIMATES = {
 
 
 @dataclass(frozen=True)
-class AppendixA:
+class AppendixA(Options):
     """Appendix A: exact Hessian diagonals against what optimizers use in their place.
 
     A perceptron (64-32-32-10) on scikit-learn's digits, looked at before, during and after

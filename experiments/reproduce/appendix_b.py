@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import filteropt
+from experiments.config import Options
 from experiments.data import MNIST5K
 from experiments.errors import UserError
 from experiments.models import LeNet5
@@ -30,7 +31,7 @@ _COLOURS = (report.RED, report.ORANGE, report.BLUE, report.GREEN)
 
 
 @dataclass(frozen=True)
-class AppendixB:
+class AppendixB(Options):
     """Appendix B: normality of minibatch gradients over the batch size.
 
     LeNet-5 on MNIST-5k, before, during and after training: skewness, excess kurtosis, the distance

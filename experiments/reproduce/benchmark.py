@@ -11,6 +11,7 @@ import torch.distributed as dist
 import tyro
 from rich.console import Console
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.fetch import default_data_dir, fetch, fingerprint
 from experiments.keeper import Keeper
@@ -25,7 +26,7 @@ _LARGEST_WORLD = 16
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Options):
     """The options that Figure 4 and Table 1 share, and their runs."""
 
     scale: Literal["paper", "small"] = "paper"

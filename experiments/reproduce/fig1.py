@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 import filteropt
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.plan import read_out
 from experiments.reproduce import report
@@ -19,7 +20,7 @@ LR, LR_SGD = 0.02, 0.05
 
 
 @dataclass(frozen=True)
-class Fig1:
+class Fig1(Options):
     """Figure 1: the moving goalposts of a correlated quadratic in two weights.
 
     AdaBayes minimises it from noisy gradients, whose variance is the curvature. The optimum of the

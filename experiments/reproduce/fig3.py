@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.fetch import fingerprint
 from experiments.plan import read_device, read_out
@@ -72,7 +73,7 @@ class SecondMoment:
 
 
 @dataclass(frozen=True)
-class Fig3:
+class Fig3(Options):
     """Figure 3: every weight's learned rate against the fixed point, SGD's and Adam's.
 
     A network is trained with AdaBayes at the paper's settings. The page says how many weights are

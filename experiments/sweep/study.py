@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.keeper import Keeper
 from experiments.plan import read_out
@@ -20,7 +21,7 @@ from experiments.tasks import OFFLINE_TASKS
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Options):
     """Draw how the result depends on the learning rates, each curve from whole sweeps.
 
     Curves over lr for every optimizer, and maps over lr and lr_sgd for the filters that have both,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from experiments.config import Options
 from experiments.errors import UserError
 from experiments.keeper import Keeper
 from experiments.momentum.arms import Values
@@ -45,7 +46,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Uncertainty:
+class Uncertainty(Options):
     """Compare the filters' posterior predictives with IVON, VOGN and the usual baselines.
 
     LeNet-5 on 5,000 MNIST images, tested on test images, rotated ones and digits from another

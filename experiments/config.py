@@ -1,19 +1,27 @@
-"""The options of an ablation as YAML, and back."""
+"""The options of a study as YAML, and back."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import dacite
 import yaml
 
 from experiments.errors import UserError
 
-if TYPE_CHECKING:
-    from experiments.ablate.study import Ablate
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every study's options have."""
+
+    config: Path | None = None
+    """A YAML file with these options, such as the config.yaml among the results of a run."""
 
 
-def write_config(study: "Ablate", path: Path) -> None:
+Study = TypeVar("Study", bound=Options)
+
+
+def write_config(study: Options, path: Path) -> None:
     """Write every option; ``--config`` reads them.
 
     Args:
@@ -31,11 +39,12 @@ def write_config(study: "Ablate", path: Path) -> None:
         raise UserError(f"{path} cannot be written: {fault.strerror}") from fault
 
 
-def read_config(path: Path) -> "Ablate":
+def read_config(path: Path, kind: type[Study]) -> Study:
     """Read options; those that are not there keep their defaults.
 
     Args:
         path: A YAML file.
+        kind: Whose options they are.
 
     Returns:
         The options.
@@ -43,8 +52,6 @@ def read_config(path: Path) -> "Ablate":
     Raises:
         UserError: If the file cannot be read, or has an unknown option or a value of another kind.
     """
-    from experiments.ablate.study import Ablate
-
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as fault:
@@ -53,18 +60,18 @@ def read_config(path: Path) -> "Ablate":
     except yaml.YAMLError as fault:
         raise UserError(f"--config {path} is no YAML: {' '.join(str(fault).split())}") from fault
     if not isinstance(options, dict):
-        raise UserError(f"--config {path} must hold options, such as 'trials: 12'")
-    names = [f.name for f in fields(Ablate) if f.name != "config"]
+        raise UserError(f"--config {path} must hold options, such as 'out: results/mine'")
+    names = [f.name for f in fields(kind) if f.name != "config"]
     for name in options:
         if name not in names:
             raise UserError(
                 f"--config {path}: unknown option {name!r}; the options are {', '.join(names)}"
             )
-    several = {f.name for f in fields(Ablate) if isinstance(f.default, tuple)}
+    several = {f.name for f in fields(kind) if isinstance(f.default, tuple)}
     given = {k: _read(v, several=k in several) for k, v in options.items()}
     try:
         checked = dacite.Config(cast=[Path, tuple], check_types=True)
-        return dacite.from_dict(Ablate, {**given, "config": path}, checked)
+        return dacite.from_dict(kind, {**given, "config": path}, checked)
     except dacite.DaciteError as fault:
         raise UserError(f"--config {path}: {fault}") from fault
 
