@@ -59,7 +59,12 @@ def test_table_1_has_a_row_for_every_optimizer_and_a_pair_for_every_problem() ->
     assert {problem.place for problem in SCALES["small"]} == set(problems)
 
 
+def needs_adabound() -> None:
+    pytest.importorskip("pytorch_optimizer", reason="AdaBound comes with the second-order extra")
+
+
 def test_hyperparameters_are_the_papers() -> None:
+    needs_adabound()
     groups = {name: choice(name, "resnet").settings(128) for name in OPTIMIZERS}
     assert (groups["sgd"]["lr"], groups["sgd"]["momentum"]) == (0.1, 0.9)
     assert groups["adam"]["betas"] == groups["amsgrad"]["betas"] == [0.99, 0.999]
@@ -76,7 +81,7 @@ def test_hyperparameters_are_the_papers() -> None:
 @pytest.mark.parametrize("name", ["adabound", "amsbound"])
 def test_adabound_follows_the_published_rule(name: str) -> None:
     """Luo et al. (2019), Algorithms 2 and 3, with the debiasing and decay of their experiments."""
-    pytest.importorskip("pytorch_optimizer", reason="AdaBound comes with the second-order extra")
+    needs_adabound()
     draw = torch.Generator().manual_seed(0)
     p = torch.nn.Parameter(torch.randn(60, generator=draw, dtype=torch.float64))
     w, scale = p.detach().clone(), torch.logspace(-3, 1, 60, dtype=torch.float64)
@@ -123,6 +128,8 @@ def test_augmentation_cuts_out_shifted_and_mirrored_images() -> None:
 
 @pytest.mark.parametrize("name", ["adabayes", "amsbound"])
 def test_a_killed_run_goes_on_to_the_same_numbers(name: str, tmp_path: Path, monkeypatch) -> None:
+    if name == "amsbound":
+        needs_adabound()
     whole = perform(trial(tmp_path / "whole", "digits-resnet", name, 2))
     keep, kept = training._keep, []
 
