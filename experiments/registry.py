@@ -79,7 +79,7 @@ def first_line(documented: Any) -> str:
     """
     lines = (getattr(documented, "__doc__", None) or "").strip().splitlines()
     plain = re.sub(r":[\w:]+:`([^`]*)`|``", r"\1", lines[0] if lines else "")
-    return plain.rstrip(".")
+    return plain.replace("\\Sigma", "Σ").replace("\\Lambda", "Λ").rstrip(".")
 
 
 def _shipped() -> dict[str, Composition]:
