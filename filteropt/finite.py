@@ -72,7 +72,7 @@ def _bounded_by(limit: float, tensors: list[Tensor]) -> bool:
     if tensors[0].device.type != "cpu":
         return bool(torch.nn.utils.get_total_norm(tensors, float("inf")) <= limit)
     # Sums of squares tell in most cases. What is read last is stepped first, out of the cache.
-    rows = [x.view(-1) for x in reversed(tensors) if x.is_contiguous()]
+    rows = [x.view(-1) for x in reversed(tensors) if x.is_contiguous() and x.numel() < 2**31]
     sums = torch.stack([torch.dot(x, x) for x in rows]) if len(rows) == len(tensors) else None
     bound = min(limit * limit, torch.finfo(tensors[0].dtype).max) / 2
     if sums is not None and bool(sums.max() <= bound):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -246,6 +247,32 @@ def test_a_run_looks_once(short, monkeypatch):
     for schedule in ("gain", "model"):
         stepped(adabayes, schedule=schedule, lr=0.1, lrs=[0.1, 0.2, 0.3])
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_gradients_are_let_go(n, short):
+    """Until the next step, nothing of them takes memory."""
+    p = torch.nn.Parameter(torch.ones(n))
+    opt = filteropt.AdaBayes([p], lr=0.1)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        seen = weakref.ref(p.grad)
+        opt.step()
+        opt.zero_grad()
+        assert seen() is None
+
+
+def test_few_layouts_are_kept(short, monkeypatch):
+    """Where gradients come and go, every first parameter would have one."""
+    monkeypatch.setattr(layout, "FEW", 3)
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(9)]
+    opt = filteropt.AdaBayes(params, lr=0.1)
+    for i in range(9):
+        for p in params[i:]:
+            p.grad = torch.ones_like(p)
+        opt.step()
+        opt.zero_grad()
+        assert len(opt._layouts) <= 3
 
 
 def test_a_copy_steps_its_own_weights(short):

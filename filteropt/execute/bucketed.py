@@ -11,7 +11,7 @@ from torch import Tensor
 
 from filteropt.engine import Filter, Scalars, refresh, step
 from filteropt.execute.items import Item, write
-from filteropt.execute.layout import tied
+from filteropt.execute.overlaps import tied
 from filteropt.trees import restore, tree_map
 from filteropt.types import State
 

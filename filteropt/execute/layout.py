@@ -14,16 +14,19 @@ from torch import Tensor
 
 from filteropt.execute.flat import Run, gathered, run_of
 from filteropt.execute.items import Item
+from filteropt.execute.overlaps import strides_of, tied
 from filteropt.rounding import held
 from filteropt.trees import restore
 from filteropt.types import Raw, State
 
-__all__ = ["Layout", "Layouts", "tied"]
+__all__ = ["Layout", "Layouts"]
 
 SMALL = 2**15
 """Tensors of fewer numbers are copied together, which costs less than a step of each."""
 TOGETHER = 2**22
 """Numbers that are copied together at most."""
+FEW = 64
+"""Layouts that are kept: one for each group and age, and more where gradients come and go."""
 
 
 class Layout:
@@ -41,11 +44,12 @@ class Layout:
     def __init__(self, items: Iterable[Item]) -> None:
         items = list(items)
         runs = [run_of(item) for item in items]
-        self._blocks, self._raws = [x.block for x in items], [x.raw for x in items]
+        self._blocks = [item.block for item in items]
+        self._raws: list[Raw | None] = [item.raw for item in items]
         self._form: State | None = runs[0].form if runs else None
         self.weights = sum(run.p.numel() for run in runs)
         self._marks = [_Mark(run) for run in runs]
-        self._vectors: dict[int, Run] = {}
+        self._fixed: dict[int, Run] = {}
         self._rest, self._alone = list[int](), list[int]()
         overlapping, alike = tied([run.p for run in runs]), dict[object, list[int]]()
         for i, (item, run) in enumerate(zip(items, runs, strict=True)):
@@ -53,7 +57,7 @@ class Layout:
                 self._rest.append(i)
                 continue
             gapless = _gapless(run)
-            self._vectors[i] = _vectors(run) if gapless else run
+            self._fixed[i] = _without(_vectors(run) if gapless else run)
             if gapless and run.p.numel() >= SMALL:
                 self._alone.append(i)
             else:
@@ -77,14 +81,14 @@ class Layout:
         """An item, with what was gathered for it in this step."""
         kept = self._marks[i].kept
         state = restore(self._marks[i].form, map(held, kept))
-        return Item(self._blocks[i], self._raws[i], state, kept)
+        return Item(self._blocks[i], self._raw(i), state, kept)
 
     def _packed(self, places: Iterable[int]) -> list[list[int]]:
         """Places in lists of at most so many numbers together, or of a single item."""
         packs: list[list[int]] = []
         room = 0
         for i in places:
-            numbers = self._vectors[i].p.numel()
+            numbers = self._fixed[i].p.numel()
             room -= numbers
             if not packs or room < 0:
                 packs.append([])
@@ -99,16 +103,24 @@ class Layout:
 
     def holds(self, i: int, p: Tensor, raw: Raw, kept: list[Tensor]) -> bool:
         """Whether an item lies where it did; if so, it goes on with what was gathered now."""
-        found = gathered(raw)
-        if not self._marks[i].holds(p, found, kept):
-            return False
         self._raws[i] = raw
-        if i in self._vectors:
-            run = self._vectors[i]
-            flat = run.p.dim() == 1
-            new = [x if x.dim() == 1 or not flat else _vector(x) for x in found.values()]
-            self._vectors[i] = run.of([run.p, *new, *run.kept])
-        return True
+        return self._marks[i].holds(p, gathered(raw), kept)
+
+    def release(self) -> None:
+        """Let go of what was gathered, whose memory is needed before the next step."""
+        self._raws = [None] * len(self)
+
+    def _run(self, i: int) -> Run:
+        """An item's vectors, with what was gathered for it in this step."""
+        fixed, found = self._fixed[i], gathered(self._raw(i))
+        flat = fixed.p.dim() == 1
+        new = [x if x.dim() == 1 or not flat else _vector(x) for x in found.values()]
+        return Run([fixed.p, *new, *fixed.columns[1:]], tuple(found), fixed.form)
+
+    def _raw(self, i: int) -> Raw:
+        raw = self._raws[i]
+        assert raw is not None, "what was gathered was released"
+        return raw
 
     def each(self, advance: Callable[[Run], None]) -> list[Item]:
         """Advance everything that can be laid out in runs of vectors.
@@ -121,9 +133,9 @@ class Layout:
             in memory.
         """
         for i in self._alone:
-            advance(self._vectors[i])
+            advance(self._run(i))
         for places in self._packs:
-            pack = [self._vectors[i] for i in places]
+            pack = [self._run(i) for i in places]
             if len(pack) == 1 and pack[0].p.dim() == 1 and _gapless(pack[0]):
                 advance(pack[0])
             else:
@@ -132,7 +144,13 @@ class Layout:
 
 
 class Layouts(dict[Tensor, Layout]):
-    """Layouts by their first parameter; a copy or a pickle of them has none."""
+    """Layouts by their first parameter, a few of them; a copy or a pickle of them has none."""
+
+    def __setitem__(self, first: Tensor, layout: Layout) -> None:
+        """Keep a layout, and forget all others where there are too many."""
+        if len(self) >= FEW:
+            self.clear()
+        super().__setitem__(first, layout)
 
     def __reduce__(self) -> tuple[type[Layouts], tuple[()]]:
         """What copying and pickling keep."""
@@ -204,6 +222,11 @@ def _row(column: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
                       for x, n in parts])  # fmt: skip
 
 
+def _without(run: Run) -> Run:
+    """A run without what was gathered for it."""
+    return Run([run.p, *run.kept], (), run.form)
+
+
 def _vectors(run: Run) -> Run:
     """A run without gaps, in its order in memory, which it shares."""
     if not run.p.dim():
@@ -228,58 +251,12 @@ def _regular(item: Item, run: Run) -> bool:
 
 def _gapless(run: Run) -> bool:
     """Whether a run's tensors lie without gaps, in one order, each in memory of its own."""
-    strides, size = _strides(run.p), 1
+    strides, size = strides_of(run.p), 1
     for stride, length in sorted(strides):
         if stride != size:
             return False
         size *= length
     memories = {x.untyped_storage().data_ptr() for x in run.columns}
     return len(memories) == len(run.columns) and all(
-        not x.is_neg() and (_strides(x) == strides or not x.dim()) for x in run.columns
+        not x.is_neg() and (strides_of(x) == strides or not x.dim()) for x in run.columns
     )
-
-
-def _strides(x: Tensor) -> list[tuple[int, int]]:
-    """Stride and length of every dimension that has any."""
-    return [(int(s), int(n)) for s, n in zip(x.stride(), x.shape, strict=True) if n != 1]
-
-
-def tied(tensors: list[Tensor]) -> set[int]:
-    """Which tensors overlap in memory.
-
-    Args:
-        tensors: any tensors.
-
-    Returns:
-        The places of those that overlap with themselves or with another one.
-    """
-    places: dict[int, list[int]] = {}
-    for i, x in enumerate(tensors):
-        if x.numel():
-            places.setdefault(x.untyped_storage().data_ptr(), []).append(i)
-    found = {i for i, x in enumerate(tensors) if not x.is_contiguous() and _overlaps(x)}
-    for shared in places.values():
-        last, holder = 0, -1
-        for start, end, i in sorted((*_span(tensors[i]), i) for i in shared[len(shared) == 1 :]):
-            if start < last:
-                found |= {i, holder}
-            if end > last:
-                last, holder = end, i
-    return found
-
-
-def _overlaps(x: Tensor) -> bool:
-    """Whether two entries of a tensor may be one number in memory."""
-    reach = 0
-    for stride, length in sorted(_strides(x)):
-        if stride <= reach:
-            return True
-        reach += stride * (length - 1)
-    return False
-
-
-def _span(x: Tensor) -> tuple[int, int]:
-    """Where a tensor begins and ends in its memory, in bytes."""
-    first = int(x.storage_offset())
-    last = first + sum(stride * (length - 1) for stride, length in _strides(x))
-    return first * x.element_size(), (last + 1) * x.element_size()

@@ -51,6 +51,7 @@ def update(
     elif batch.readings:
         layout = _layout(bound, batch.readings, states, layouts)
         choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain)
+        layout.release()
     moved = [p for r in batch.readings for p in r.block.members if p.grad is not None]
     if moved:
         torch._foreach_add_([local(states[p]["step"]) for p in moved], 1)

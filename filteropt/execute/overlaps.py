@@ -1,0 +1,60 @@
+"""Where tensors lie in memory, and which of them overlap there."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["strides_of", "tied"]
+
+
+def strides_of(x: Tensor) -> list[tuple[int, int]]:
+    """Stride and length of every dimension that has any.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        A pair for every dimension of more or less than one entry, in order.
+    """
+    return [(int(s), int(n)) for s, n in zip(x.stride(), x.shape, strict=True) if n != 1]
+
+
+def tied(tensors: list[Tensor]) -> set[int]:
+    """Which tensors overlap in memory.
+
+    Args:
+        tensors: any tensors.
+
+    Returns:
+        The places of those that overlap with themselves or with another one.
+    """
+    places: dict[int, list[int]] = {}
+    for i, x in enumerate(tensors):
+        if x.numel():
+            places.setdefault(x.untyped_storage().data_ptr(), []).append(i)
+    found = {i for i, x in enumerate(tensors) if not x.is_contiguous() and _overlaps(x)}
+    for shared in places.values():
+        last, holder = 0, -1
+        for start, end, i in sorted((*_span(tensors[i]), i) for i in shared[len(shared) == 1 :]):
+            if start < last:
+                found |= {i, holder}
+            if end > last:
+                last, holder = end, i
+    return found
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether two entries of a tensor may be one number in memory."""
+    reach = 0
+    for stride, length in sorted(strides_of(x)):
+        if stride <= reach:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """Where a tensor begins and ends in its memory, in bytes."""
+    first = int(x.storage_offset())
+    last = first + sum(stride * (length - 1) for stride, length in strides_of(x))
+    return first * x.element_size(), (last + 1) * x.element_size()
