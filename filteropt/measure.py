@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 
+WHOLE = frozenset({torch.float32, torch.float64})
+"""Dtypes in which beliefs about weights are kept as the weights are."""
 PLAIN = frozenset({Tensor, nn.Parameter})
 """Types of which it is known without a look that they are not distributed."""
 
@@ -65,7 +67,10 @@ def gather(block: Block, name: Callable[[], str], *, maximize: bool, **seen: Any
     Raises:
         TypeError: a gradient is sparse or complex.
     """
-    raw, bias = _read(block.weight, name, maximize=maximize, **seen), block.bias
+    bias = block.bias
+    if bias is None and not seen and not maximize and _plain(block.weight):
+        return Raw(cast("Tensor", block.weight.grad))
+    raw = _read(block.weight, name, maximize=maximize, **seen)
     if bias is None:
         return raw
     if bias.grad is not None:
@@ -77,6 +82,17 @@ def gather(block: Block, name: Callable[[], str], *, maximize: bool, **seen: Any
     inputs = raw.layer.inputs.clone()
     inputs[:, -1] = 0
     return raw._replace(grad=grad, layer=raw.layer._replace(inputs=inputs))
+
+
+def _plain(p: Tensor) -> bool:
+    """Whether a parameter's gradient is as it will be used, which is told soon."""
+    grad = p.grad
+    return (
+        type(grad) is Tensor
+        and grad.dtype in WHOLE
+        and grad.dtype is p.dtype
+        and grad.layout is torch.strided
+    )
 
 
 def _read(p: Tensor, name: Callable[[], str], *, maximize: bool, **seen: Any) -> Raw:

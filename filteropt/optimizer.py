@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import ParamsT
 
-from filteropt import belief, execute, finite, measure
-from filteropt.blocks import Block, blocks_of
+from filteropt import execute, finite, measure
+from filteropt.blocks import blocks_of
 from filteropt.engine import Filter
-from filteropt.execute import Batch
 from filteropt.gathering import Gathering
 from filteropt.hyperparameters import check_values, hints_of
-from filteropt.measure import Reading
 from filteropt.recipe import Bound, Recipe
 from filteropt.signature import constructor, native
-from filteropt.upkeep import KeepingOptimizer
+from filteropt.stepping import SteppingOptimizer
 
 __all__ = ["FilterOptimizer"]
 
@@ -28,7 +25,7 @@ Preset = Callable[..., Filter]
 Group = dict[str, Any]
 
 
-class FilterOptimizer(KeepingOptimizer):
+class FilterOptimizer(SteppingOptimizer):
     r"""Any composition as a PyTorch optimizer.
 
     .. math:: \mu \leftarrow \mu + r\,\Delta\mu, \qquad r = \text{lr}/\text{base\_lr},
@@ -118,7 +115,7 @@ class FilterOptimizer(KeepingOptimizer):
         self.preset, self.model, self.belief_dtype = preset, model, belief_dtype
         self.on_nonfinite, self.fused = on_nonfinite, fused
         self._recipe = Recipe(type(self).__name__, preset, hyperparameters)
-        self._gathering, self._layouts = Gathering(), execute.Layouts()
+        self._gathering, self._standings = Gathering(), execute.Standings()
         values = {name: native(value) for name, value in self._recipe.defaults.items()}
         super().__init__(params, {"lr": 1.0, **values, **options})
 
@@ -173,11 +170,6 @@ class FilterOptimizer(KeepingOptimizer):
             raise ValueError(f"{type(self).__name__}: fused=True, but {why}; use fused=None")
         return bound
 
-    def _watch(self, bound: Bound, params: list[Tensor]) -> None:
-        """Watch the model, if the likelihood or the basis needs more than gradients."""
-        for part in (bound.filter.likelihood, bound.filter.basis):
-            self._gathering.watch(type(self).__name__, self.model, part, params)
-
     def _loaded(self) -> None:
         self._gathering.clear(self.state)
 
@@ -220,57 +212,13 @@ class FilterOptimizer(KeepingOptimizer):
             raise RuntimeError(f"step: leave {inside} first")
         bounds = [self._bind(group) for group in self.param_groups]
         work = [self._read(i, bound) for i, bound in enumerate(bounds)]
-        every = [reading for _, readings, _ in work for reading in readings]
+        every = [reading for found in work for reading in found.readings]
         if self.on_nonfinite != "ignore" and not finite.all_finite(every):
             self._gathering.clear()
             if self.on_nonfinite == "skip":
                 return loss
             finite.raise_nonfinite(every)
-        for group, bound, (frozen, readings, batches) in zip(
-            self.param_groups, bounds, work, strict=True
-        ):
-            for block in (*frozen, *(reading.block for reading in readings)):
-                self._prepare(group, block, bound)
-            gain = self._recipe.gain(group)
-            for batch in batches:
-                execute.update(bound, batch, self.state, self._layouts, gain, fused=self.fused)
+        for group, bound, found in zip(self.param_groups, bounds, work, strict=True):
+            self._advance(group, bound, found)
         self._gathering.clear(self.state)
         return loss
-
-    def _read(self, index: int, bound: Bound) -> tuple[list[Block], list[Reading], list[Batch]]:
-        """Gather and plan a group's step, before anything is changed."""
-        group = self.param_groups[index]
-        blocks = self._blocks(group, bound)
-        live = [(i, b) for i, b in blocks if any(p.grad is not None for p in b.members)]
-        if not group["lr"]:
-            return [block for _, block in live], [], []
-        for i, block in live:
-            if block.weight.grad is None:
-                raise RuntimeError(
-                    f"{self._called(index, i, block)} has a gradient in its bias alone: freeze the "
-                    f"bias, too, or filter it by itself (bias='diagonal', or another group)"
-                )
-        readings, ages, maximize = [], [], group["maximize"]
-        params = [p for _, block in live for p in block.members]
-        self._watch(bound, params)  # a group may change its mind
-        gathered = self._gathering.look(bound.filter.likelihood, params)
-        of_layers = self._gathering.look(bound.filter.basis, params)
-        for i, block in live:
-            p, name = block.weight, partial(self._called, index, i, block)
-            state = self.state.get(p, {})
-            if state.get("evaluating"):
-                raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
-            if state:
-                belief.require_kept(bound, block, state, name)
-            seen = {**gathered.get(p, {}), **of_layers.get(p, {})} if gathered or of_layers else {}
-            raw = measure.gather(block, name, maximize=maximize, **seen)
-            readings.append(Reading(name, block, raw, bound.limit(raw.grad)))
-            ages.append(1 + float(state.get("step", 0.0)))
-        strict = group["linearize_at"] == "prediction"
-        gain = self._recipe.gain(group)
-        return [], readings, execute.plan(bound, readings, ages, gain=gain, strict=strict)
-
-    def _called(self, index: int, i: int, block: Block) -> str:
-        """What to call a block in a message."""
-        name = measure.name_of(self.param_groups, index, i, self.model)
-        return name if block.bias is None else f"{name} (with its bias)"

@@ -15,6 +15,7 @@ from filteropt.trees import leaves
 from filteropt.types import Raw
 
 update = sys.modules["filteropt.execute.update"]
+standing = sys.modules["filteropt.execute.standing"]
 
 LAYOUTS = {
     "plain": lambda x: x,
@@ -55,7 +56,10 @@ def stepped(
     after_first=None,
     **options,
 ):
-    """Parameters and states after three steps; ``executor`` steps where it is given."""
+    """Parameters and states after a few steps.
+
+    Where an executor is given, it steps, and every step looks at everything anew.
+    """
     params = parameters(shapes, layouts, dtypes) if params is None else params
     members = [groups[i] if i < len(groups) else 0 for i in range(len(params))]
     named = [
@@ -66,6 +70,7 @@ def stepped(
     with pytest.MonkeyPatch.context() as patch:
         if executor is not None:
             patch.setattr(update, "choose", lambda *_: executor)
+            patch.setattr(standing.Standings, "find", lambda *_: None)
         opt = filteropt.FilterOptimizer(named, preset, **options)
         for t, lr in enumerate(lrs):
             for i, p in enumerate(params):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 import weakref
 from dataclasses import replace
@@ -23,6 +24,7 @@ from tests.execution import LAYOUTS, assert_alike, made, stepped
 
 layout = sys.modules["filteropt.execute.layout"]
 pieces = sys.modules["filteropt.execute.chunked"]
+standing = sys.modules["filteropt.execute.standing"]
 
 
 def fits(filter):
@@ -205,10 +207,71 @@ def loaded(opt):
     opt.load_state_dict(opt.state_dict())
 
 
-@pytest.mark.parametrize("change", [moved, turned, elsewhere, halved, loaded])
-def test_what_has_moved_since_the_last_step_is_found_again(change, short):
-    found = stepped(adabayes, lr=0.1, after_first=change)
-    assert_alike(found, stepped(adabayes, lr=0.1, executor=loop, after_first=change))
+def later(opt):
+    for state in list(opt.state.values())[::2]:
+        state["step"].fill_(7)
+
+
+def emptied(opt):
+    opt.state.clear()
+
+
+def fewer(opt):
+    opt.param_groups[0]["params"].pop()
+
+
+def others(opt):
+    for group in opt.param_groups:
+        group["params"].reverse()
+
+
+def predicting(opt):
+    for group in opt.param_groups:
+        group["linearize_at"] = "prediction"
+
+
+def undecayed(opt):
+    for group in opt.param_groups:
+        group["weight_decay"] = 0.3
+
+
+CHANGES = [moved, turned, elsewhere, halved, loaded, later, emptied, fewer, others, predicting]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, undecayed])
+def test_what_has_changed_since_the_last_step_is_found_again(change, short):
+    found = stepped(adabayes, lr=0.1, lrs=[None] * 4, after_first=change)
+    expected = stepped(adabayes, lr=0.1, lrs=[None] * 4, executor=loop, after_first=change)
+    assert_alike(found, expected)
+
+
+def test_options_that_need_other_state_are_followed(short):
+    """From a recursion to its fixed point, whose state is another one."""
+
+    def settled(opt):
+        opt.param_groups[0]["settled"] = True
+
+    def preset(lr: float = 0.1, settled: bool = False):
+        return (filteropt.presets.adabayes_fp if settled else adabayes)(lr=lr)
+
+    with pytest.raises(RuntimeError, match="has not kept"):
+        stepped(preset, after_first=settled)
+
+
+def test_an_optimizer_goes_with_its_last_name(short):
+    """What it has found of its parameters does not hold it: its state's memory is free at once."""
+    gc.disable()
+    try:
+        p = torch.nn.Parameter(torch.ones(50))
+        opt = filteropt.AdaBayes([p], lr=0.1)
+        for _ in range(2):
+            p.grad = torch.ones_like(p)
+            opt.step()
+        seen = weakref.ref(opt.state[p]["variance"])
+        del opt
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 GRADIENTS = {
@@ -230,6 +293,7 @@ def test_gradients_may_lie_anywhere_in_every_step(kind, short):
         with pytest.MonkeyPatch.context() as patch:
             if executor is not None:
                 patch.setattr(sys.modules["filteropt.execute.update"], "choose", executor)
+                patch.setattr(standing.Standings, "find", lambda *_: None)
             opt = filteropt.AdaBayes(params, lr=0.1)
             for make in (torch.ones_like, GRADIENTS[kind], torch.ones_like):
                 for p in params:
@@ -262,9 +326,9 @@ def test_gradients_are_let_go(n, short):
         assert seen() is None
 
 
-def test_few_layouts_are_kept(short, monkeypatch):
-    """Where gradients come and go, every first parameter would have one."""
-    monkeypatch.setattr(layout, "FEW", 3)
+def test_little_is_kept_where_gradients_come_and_go(short, monkeypatch):
+    """Every first parameter would have a standing of its own."""
+    monkeypatch.setattr(standing, "FEW", 3)
     params = [torch.nn.Parameter(torch.ones(2)) for _ in range(9)]
     opt = filteropt.AdaBayes(params, lr=0.1)
     for i in range(9):
@@ -272,7 +336,7 @@ def test_few_layouts_are_kept(short, monkeypatch):
             p.grad = torch.ones_like(p)
         opt.step()
         opt.zero_grad()
-        assert len(opt._layouts) <= 3
+        assert len(opt._standings) <= 3
 
 
 def test_a_copy_steps_its_own_weights(short):

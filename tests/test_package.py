@@ -29,6 +29,7 @@ ROOMS = [  # a room may import those above it
     {"execute", "belief", "draws"},
     {"sampling"},
     {"upkeep"},
+    {"stepping"},
     {"optimizer"},
     {"batch_statistics", "priors"},
     {"passes"},

@@ -100,11 +100,12 @@ def scalars(filter: Filter, t: float | Tensor) -> Scalars:
     Returns:
         The numbers that :func:`step` uses.
     """
-    t = scalar(t)
+    later, t = isinstance(t, float) and t > 1, scalar(t)
     transition: Transition = tree_map(scalar, filter.dynamics.transition(t))
     decay = 1 - transition.F[0][0] if transition.decay is None else transition.decay
     likelihood: Packed = tree_map(scalar, filter.likelihood.scalars(t))
-    return Scalars(_unless_first(transition, t), transition, decay, likelihood, t=t)
+    age = transition if later else _unless_first(transition, t)
+    return Scalars(age, transition, decay, likelihood, t=t)
 
 
 def step(

@@ -5,16 +5,17 @@ from filteropt.execute.choice import choose, is_elementwise, objection
 from filteropt.execute.chunked import chunked
 from filteropt.execute.fused import fused
 from filteropt.execute.items import Item, write
-from filteropt.execute.layout import Layouts
 from filteropt.execute.loop import loop
 from filteropt.execute.plan import Ahead, Batch, plan, require_prediction
+from filteropt.execute.standing import Standing, Standings
 from filteropt.execute.update import update
 
 __all__ = [
     "Ahead",
     "Batch",
     "Item",
-    "Layouts",
+    "Standing",
+    "Standings",
     "bucketed",
     "choose",
     "chunked",

@@ -11,6 +11,7 @@ from filteropt.execute.chunked import chunked
 from filteropt.execute.fused import fused
 from filteropt.execute.items import Executor
 from filteropt.execute.loop import loop
+from filteropt.execute.once import once
 
 __all__ = ["choose", "is_elementwise", "objection"]
 
@@ -37,11 +38,13 @@ def choose(filter: Filter, weights: int, wanted: bool | None) -> Executor:
     return fused if many and objection(filter) is None else chunked
 
 
+@once
 def is_elementwise(filter: Filter) -> bool:
     """Whether every part of a composition says that it treats every weight on its own."""
     return all(map(_elementwise, _parts(filter)))
 
 
+@once
 def objection(filter: Filter) -> str | None:
     """Why a composition's step cannot be compiled, as a clause; ``None`` if it can."""
     for part in _parts(filter):

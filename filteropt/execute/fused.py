@@ -46,7 +46,7 @@ def fused(filter: Filter, scalars: Scalars, items: Iterable[Item], gain: float) 
         kind = kind_of(run)
         if kind not in ready:
             program = _program(filter, scalars, run, (structure, kind))
-            ready[kind] = program and (program, program.values(given, run))
+            ready[kind] = None if program is None else (program, program.values(given, run))
         found = ready[kind] if run.p.numel() > 1 else None
         if found is None:
             step_pieces(filter, numbers, gain, run)

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
+
 from torch import Tensor
 
-__all__ = ["strides_of", "tied"]
+__all__ = ["Taken", "strides_of", "tied"]
+
+
+class Taken:
+    """The memory of some tensors.
+
+    Args:
+        tensors: any tensors.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        spans = sorted(_reach(x) for x in tensors if x.numel())
+        self._starts, self._ends = [span[0] for span in spans], list[int]()
+        for _, end in spans:
+            self._ends.append(max(end, self._ends[-1] if self._ends else 0))
+
+    def spares(self, x: Tensor) -> bool:
+        """Whether a tensor lies in other memory, if in any."""
+        if not x.numel():
+            return True
+        start, end = (x.data_ptr(), x.data_ptr() + x.nbytes) if x.is_contiguous() else _reach(x)
+        i = bisect_right(self._ends, start)
+        return i == len(self._ends) or end <= self._starts[i]
 
 
 def strides_of(x: Tensor) -> list[tuple[int, int]]:
@@ -51,6 +76,12 @@ def _overlaps(x: Tensor) -> bool:
             return True
         reach += stride * (length - 1)
     return False
+
+
+def _reach(x: Tensor) -> tuple[int, int]:
+    """Where a tensor begins and ends in the machine's memory."""
+    first, last = _span(x)
+    return x.data_ptr(), x.data_ptr() + last - first
 
 
 def _span(x: Tensor) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from filteropt import engine
 from filteropt.engine import Filter, Scalars
+from filteropt.execute.layout import Layout
 from filteropt.linalg import scalar
 from filteropt.measure import Reading, is_dtensor
 from filteropt.recipe import Bound
@@ -34,12 +35,14 @@ class Batch(NamedTuple):
         scalars: the step's numbers.
         ahead: where gradients are taken at the prediction, how the mean is then predicted to move
             until the next step; ``None`` where a step predicts first.
+        layout: how they lie in memory, if that is known.
     """
 
     t: float
     readings: list[Reading]
     scalars: Scalars
     ahead: Ahead | None
+    layout: Layout | None = None
 
 
 def plan(

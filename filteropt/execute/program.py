@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.flat import Run, advance
+from filteropt.execute.once import once
 from filteropt.hyperparameters import hints_of
 from filteropt.trees import tree_map
 
@@ -108,7 +109,8 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., None]:
         else mode.from_tensor(x, static_shapes=True)
         for x in inputs
     ]
-    compiled: Callable[..., None] = compile(graph, fake)
+    options = {"cpp.enable_floating_point_contract_flag": "fast"}
+    compiled: Callable[..., None] = compile(graph, fake, options=options)
     return compiled
 
 
@@ -174,7 +176,9 @@ def numbers_of(filter: Filter, scalars: Scalars, gain: float) -> list[float]:
     found: list[float] = []
     tree_map(lambda x: found.append(float(x)), scalars)
     found.append(gain)
-    _with_numbers(filter, lambda x: found.append(float(x)))
+    for part, name in _numeric(filter):
+        value = getattr(part, name)
+        found.extend(map(float, value) if isinstance(value, tuple) else [float(value)])
     return found
 
 
@@ -188,7 +192,7 @@ def structure_of(filter: Filter, scalars: Scalars) -> tuple[object, ...]:
     Returns:
         A key, the same for all compositions that a program can serve.
     """
-    return tree_map(lambda _: 0, scalars), *(_structure(part) for part in _parts(filter))
+    return tree_map(lambda _: 0, scalars), *_structures(filter)
 
 
 def kind_of(run: Run) -> tuple[object, ...]:
@@ -213,6 +217,26 @@ def _with_numbers(filter: Filter, take: Take) -> Filter:
     likelihood, posterior, basis, *projections = (_replaced(x, take) for x in _parts(filter))
     return replace(filter, likelihood=likelihood, posterior=posterior, basis=basis,
                    projections=tuple(projections))  # fmt: skip
+
+
+@once
+def _numeric(filter: Filter) -> list[tuple[Any, str]]:
+    """Every field of a filter's parts that holds numbers, in the order of those above."""
+    return [found for part in _parts(filter) for found in _numeric_fields(part)]
+
+
+def _numeric_fields(part: Any) -> Iterator[tuple[Any, str]]:
+    for name, value, numeric in _fields(part):
+        if numeric:
+            yield part, name
+        elif is_dataclass(value):
+            yield from _numeric_fields(value)
+
+
+@once
+def _structures(filter: Filter) -> tuple[tuple[object, ...], ...]:
+    """Every part without its numbers."""
+    return tuple(_structure(part) for part in _parts(filter))
 
 
 def _replaced(part: Any, take: Take) -> Any:

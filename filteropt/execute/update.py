@@ -11,7 +11,7 @@ from torch import Tensor
 from filteropt.execute.bucketed import bucketed
 from filteropt.execute.choice import choose
 from filteropt.execute.items import Item
-from filteropt.execute.layout import Layout, Layouts
+from filteropt.execute.layout import Layout
 from filteropt.execute.plan import Ahead, Batch
 from filteropt.measure import Reading, local
 from filteropt.recipe import Bound
@@ -27,29 +27,30 @@ def update(
     bound: Bound,
     batch: Batch,
     states: Mapping[Tensor, ParameterState],
-    layouts: Layouts,
     gain: float,
     *,
     fused: bool | None = None,
-) -> None:
+) -> Layout | None:
     """Step the parameters of one batch in place.
 
     Args:
         bound: the composition.
         batch: the parameters and their numbers.
         states: every parameter's tensors by name, ``step`` among them.
-        layouts: how parameters lay in memory in earlier steps, by the first of each batch.
         gain: factor on the displacement.
         fused: whether the step is to be compiled; ``None`` leaves that to the number of weights.
+
+    Returns:
+        How the parameters lie in memory, where every weight is treated on its own.
     """
     if bound.filter.basis.turns and batch.t == 1:
         batch = _taught(bound, batch, states)
-    filter = bound.filter
+    filter, layout = bound.filter, None
     if filter.basis.turns or not filter.posterior.elementwise:
         items = (_item(bound, states[r.p], r) for r in batch.readings)
         bucketed(filter, batch.scalars, items, gain, t=batch.t if filter.basis.turns else None)
     elif batch.readings:
-        layout = _layout(bound, batch.readings, states, layouts)
+        layout = batch.layout or Layout(_item(bound, states[r.p], r) for r in batch.readings)
         choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain)
         layout.release()
     moved = [p for r in batch.readings for p in r.block.members if p.grad is not None]
@@ -58,6 +59,7 @@ def update(
     if batch.ahead is not None:
         for p in moved:
             _predict(batch.ahead, local(p), {k: local(v) for k, v in states[p].items()})
+    return layout
 
 
 def _item(bound: Bound, state: ParameterState, reading: Reading) -> Item:
@@ -66,28 +68,6 @@ def _item(bound: Bound, state: ParameterState, reading: Reading) -> Item:
     return Item(
         reading.block, reading.raw, restore(bound.form(reading.block), map(held, kept)), kept
     )
-
-
-def _layout(
-    bound: Bound,
-    readings: list[Reading],
-    states: Mapping[Tensor, ParameterState],
-    known: Layouts,
-) -> Layout:
-    """Where the parameters lie: as in the step before, or found anew."""
-    first, keys = readings[0], bound.names(readings[0].block)
-    layout = known.get(first.p)
-    if (
-        layout is None
-        or len(layout) != len(readings)
-        or not layout.takes(bound.form(first.block))
-        or not all(
-            layout.holds(i, local(r.p), r.raw, [local(states[r.p][key]) for key in keys])
-            for i, r in enumerate(readings)
-        )
-    ):
-        layout = known[first.p] = Layout(_item(bound, states[r.p], r) for r in readings)
-    return layout
 
 
 def _predict(ahead: Ahead, p: Tensor, shard: ParameterState) -> None:

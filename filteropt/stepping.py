@@ -1,0 +1,121 @@
+"""An optimizer's step: everything is read and planned before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from filteropt import belief, execute, measure
+from filteropt.blocks import Block
+from filteropt.execute import Batch
+from filteropt.measure import Reading
+from filteropt.recipe import Bound, Recipe
+from filteropt.upkeep import KeepingOptimizer
+
+__all__ = ["SteppingOptimizer"]
+
+Group = dict[str, Any]
+
+
+class Work(NamedTuple):
+    """A group's step, gathered and planned.
+
+    Attributes:
+        new: blocks that may lack some of the state that they need.
+        readings: the parameters, and what was gathered for them.
+        batches: those that share their numbers.
+    """
+
+    new: list[Block]
+    readings: list[Reading]
+    batches: list[Batch]
+
+
+class SteppingOptimizer(KeepingOptimizer):
+    """An optimizer that steps its groups."""
+
+    fused: bool | None
+    _recipe: Recipe
+    _standings: execute.Standings
+
+    def _watch(self, bound: Bound, params: list[Tensor]) -> None:
+        """Watch the model, if the likelihood or the basis needs more than gradients."""
+        for part in (bound.filter.likelihood, bound.filter.basis):
+            self._gathering.watch(type(self).__name__, self.model, part, params)
+
+    def _read(self, index: int, bound: Bound) -> Work:
+        """Gather and plan a group's step, before anything is changed."""
+        group, new = self.param_groups[index], list[Block]()
+        standing = self._standings.find(group, bound, self.state) if group["lr"] else None
+        if standing is None:
+            subjects = self._subjects(index, bound)
+            new = [block for _, block in subjects]
+        else:
+            subjects = standing.subjects
+        if not group["lr"]:
+            return Work(new, [], [])
+        params = [p for _, block in subjects for p in block.members]
+        self._watch(bound, params)  # a group may change its mind
+        gathered = self._gathering.look(bound.filter.likelihood, params)
+        of_layers = self._gathering.look(bound.filter.basis, params)
+        readings, maximize = [], group["maximize"]
+        for name, block in subjects:
+            p = block.weight
+            seen = {**gathered.get(p, {}), **of_layers.get(p, {})} if gathered or of_layers else {}
+            raw = measure.gather(block, name, maximize=maximize, **seen)
+            readings.append(Reading(name, block, raw, bound.limit(raw.grad)))
+        ages = standing.ages() if standing else [self._age(block.weight) for block in new]
+        strict, gain = group["linearize_at"] == "prediction", self._recipe.gain(group)
+        batches = execute.plan(bound, readings, ages, gain=gain, strict=strict)
+        placed = standing.placed(batches) if standing else None
+        return Work(new, readings, placed or batches)
+
+    def _age(self, p: Tensor) -> float:
+        """The step that a parameter is about to take, 1 for the first."""
+        return 1 + float(self.state.get(p, {}).get("step", 0.0))
+
+    def _subjects(self, index: int, bound: Bound) -> list[tuple[Callable[[], str], Block]]:
+        """The blocks of a group that have a gradient, and how to call each."""
+        group, found = self.param_groups[index], list[tuple[Callable[[], str], Block]]()
+        for i, block in self._blocks(group, bound):
+            if all(p.grad is None for p in block.members):
+                continue
+            name = partial(_called, self.param_groups, index, i, block, self.model)
+            if group["lr"]:
+                self._require_ready(block, bound, name)
+            found.append((name, block))
+        return found
+
+    def _require_ready(self, block: Block, bound: Bound, name: Callable[[], str]) -> None:
+        """Refuse a block that cannot be stepped."""
+        if block.weight.grad is None:
+            raise RuntimeError(
+                f"{name()} has a gradient in its bias alone: freeze the bias, too, or filter it by "
+                f"itself (bias='diagonal', or another group)"
+            )
+        state = self.state.get(block.weight, {})
+        if state.get("evaluating"):
+            raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
+        if state:
+            belief.require_kept(bound, block, state, name)
+
+    def _advance(self, group: Group, bound: Bound, work: Work) -> None:
+        """Take a group's step."""
+        for block in work.new:
+            self._prepare(group, block, bound)
+        gain = self._recipe.gain(group)
+        layouts = [
+            execute.update(bound, batch, self.state, gain, fused=self.fused)
+            for batch in work.batches
+        ]
+        if any(batch.layout is None for batch in work.batches):
+            self._standings.keep(group, bound, work.readings, work.batches, layouts, self.state)
+
+
+def _called(groups: list[Group], index: int, i: int, block: Block, model: nn.Module | None) -> str:
+    """What to call a block in a message."""
+    name = measure.name_of(groups, index, i, model)
+    return name if block.bias is None else f"{name} (with its bias)"
