@@ -16,7 +16,7 @@ from rich.table import Table
 
 from experiments.ablate import Ablate
 from experiments.compare import Compare
-from experiments.config import Options, read_config, write_config
+from experiments.config import Options, read_config
 from experiments.errors import UserError
 from experiments.gap import Gap
 from experiments.kronecker import Kronecker
@@ -139,9 +139,7 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     try:
-        code = study.run(console or Console())
-        _record(study)
-        return code
+        return int(study.run(console or Console()))
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
@@ -176,13 +174,6 @@ def subcommands(union: Any) -> dict[str, Any]:
     """
     found = (get_args(one) for one in get_args(union))
     return {subcommand.name: kind for kind, subcommand, *_ in found}
-
-
-def _record(study: Any) -> None:
-    """Keep the options among the results."""
-    options = getattr(study, "what", study)
-    if isinstance(options, Options) and (out := getattr(options, "out", None)) and out.is_dir():
-        write_config(options, out / "config.yaml")
 
 
 def one_line(boxed: str) -> str:

@@ -1,23 +1,19 @@
 """The comparison: every optimizer on every task, over several seeds, with a table at the end."""
 
-import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
 
-from experiments.config import Options
-from experiments.errors import UserError
+from experiments.config import Parallel, at_least, hint
 from experiments.optimizers import OPTIMIZERS
 from experiments.plan import (
     plan_runs,
     prepare_data,
     read_choices,
     read_device,
-    read_out,
     read_seeds,
     read_tasks,
 )
@@ -30,12 +26,8 @@ from experiments.workers import run_all
 QUICK_SEEDS, FULL_SEEDS = 3, 10
 
 
-def _default(text: str) -> Any:
-    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
-
-
 @dataclass(frozen=True)
-class Compare(Options):
+class Compare(Parallel):
     """Train every optimizer on every task and print a table of means over seeds.
 
     Without options this is the quick form: the offline tasks, 3 seeds, a few minutes on 2 cores.
@@ -50,10 +42,10 @@ class Compare(Options):
     tasks: tuple[str, ...] = OFFLINE_TASKS
     """Tasks; `python -m experiments list` describes them."""
 
-    seeds: Annotated[tuple[int, ...], _default("3, or 10 in the full form")] = ()
+    seeds: Annotated[tuple[int, ...], hint("3, or 10 in the full form")] = ()
     """How many seeds (3 means seeds 0, 1 and 2), or two or more seeds themselves."""
 
-    epochs: Annotated[int | None, _default("each task's own number")] = None
+    epochs: Annotated[int | None, hint("each task's own number")] = None
     """Epochs of every task."""
 
     quick: bool = True
@@ -66,19 +58,13 @@ class Compare(Options):
     """The test images, or a held-out fifth of the training images to choose settings on."""
 
     device: str = "cpu"
-    """Device for the tensors, such as cpu, cuda or cuda:1."""
+    """Device for the tensors, such as cpu, cuda or cuda:1; on a GPU --workers is 1 by default."""
 
-    data_dir: Annotated[Path | None, _default("a cache folder of the user")] = None
+    data_dir: Annotated[Path | None, hint("a cache folder of the user")] = None
     """Folder of the files of MNIST, CIFAR-10 or CIFAR-100; missing ones are downloaded to it."""
 
     out: Path = Path("results/compare")
     """Folder for the finished runs, the table, the curves and the rows."""
-
-    workers: Annotated[int | None, _default("one per core, at most 8; 1 on a GPU")] = None
-    """Processes, each with one thread."""
-
-    fresh: bool = False
-    """Train again even where a finished run exists."""
 
     def run(self, console: Console) -> int:
         """Plan, train what is missing, report.
@@ -98,12 +84,7 @@ class Compare(Options):
             results = self._train(runs, data_dir, store, console)
         except KeyboardInterrupt:
             kept = sum(store.load(run) is not None for run in runs)
-            console.print(
-                f"Interrupted: {kept} of {len(runs)} runs are kept in {self.out}; "
-                "the same command (without --fresh) resumes.",
-                highlight=False,
-            )
-            return 130
+            return self.interrupted(f"{kept} of {len(runs)} runs", console)
         from experiments.report import write_report
 
         write_report(runs, results, self.out, console)
@@ -115,11 +96,10 @@ class Compare(Options):
         seeds = read_seeds(self.seeds or ((QUICK_SEEDS if self.quick else FULL_SEEDS),))
         epochs = {task.name: self._epochs(task) for task in tasks}
         device = read_device(self.device)
-        if self.workers is not None and self.workers < 1:
-            raise UserError("--workers needs at least 1")
+        self.processes(device)
         for choice in choices:
             choice.settings(tasks[0].batch_size)
-        read_out(self.out)
+        self.begin()
         data_dir = prepare_data(tasks, self.data_dir, console)
         runs = plan_runs(
             tasks,
@@ -134,16 +114,8 @@ class Compare(Options):
         return runs, data_dir
 
     def _epochs(self, task: Task) -> int:
-        if self.epochs is None:
-            return task.quick_epochs if self.quick else task.full_epochs
-        if self.epochs < 1:
-            raise UserError("--epochs needs at least 1")
-        return self.epochs
-
-    def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return min(8, os.cpu_count() or 1) if self.device == "cpu" else 1
+        own = task.quick_epochs if self.quick else task.full_epochs
+        return at_least("epochs", self.epochs, own)
 
     def _train(
         self, runs: list[Run], data_dir: Path, store: Store, console: Console
@@ -165,7 +137,7 @@ class Compare(Options):
         missing = [wanted[name] for name in wanted if name not in results]
         console.print(
             f"{len(wanted)} runs, {len(results)} of them already finished, "
-            f"{self._workers()} at a time",
+            f"{self.processes(self.device)} at a time",
             highlight=False,
         )
         if missing:
@@ -176,7 +148,7 @@ class Compare(Options):
                     run_all(
                         missing,
                         data_dir,
-                        self._workers(),
+                        self.processes(self.device),
                         on_epoch=lambda run: meter.advance(run.task.cost),
                     )
                 ) as finished,

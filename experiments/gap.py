@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from experiments.config import Options
 from experiments.errors import UserError
-from experiments.plan import read_out
 from experiments.progress import Meter
 from filteropt import IVON, AdaBayes, FilterOptimizer, Flat, predict
 from filteropt.approximations import Dense, GaussNewton, Tempered
@@ -276,7 +275,7 @@ class Gap(Options):
         """
         if not (0 < self.effort < math.inf):
             raise UserError(f"--effort {self.effort:g} must be a positive number")
-        read_out(self.out)
+        self.begin()
         data, bands, threads = draw_data(), dict[str, Band](), torch.get_num_threads()
         torch.set_num_threads(1)
         try:

@@ -1,6 +1,5 @@
 """From what the user asked for to the list of runs, with every mistake found before training."""
 
-import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,27 +90,6 @@ def read_device(name: str) -> str:
     return name
 
 
-def read_out(out: Path) -> Path:
-    """Make sure that results can be written.
-
-    Args:
-        out: The folder for results.
-
-    Returns:
-        The same folder, which now exists.
-
-    Raises:
-        UserError: If it cannot be created or written to.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise UserError(f"--out {out} cannot be created: {fault.strerror}") from fault
-    if not os.access(out, os.W_OK):
-        raise UserError(f"--out {out} cannot be written to")
-    return out
-
-
 def prepare_data(tasks: Sequence[Task], data_dir: Path | None, console: Console) -> Path:
     """Fetch and check the files that the tasks need.
 
@@ -172,7 +150,7 @@ def plan_runs(
     Returns:
         The runs.
     """
-    versions = {"torch": torch.__version__, "filteropt": _version("filteropt")}
+    versions = {"torch": torch.__version__, "filteropt": installed("filteropt")}
     data = {task.name: fingerprint(task.source.files, data_dir) for task in tasks}
     runs = [
         Run(
@@ -194,7 +172,15 @@ def plan_runs(
     return sorted(runs, key=lambda run: -run.task.cost * run.epochs)
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """The version of a package, or that it is not installed.
+
+    Args:
+        package: Its name.
+
+    Returns:
+        The version.
+    """
     try:
         return version(package)
     except PackageNotFoundError:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette, which stays distinct under the common forms of colour blindness.
-_COLOURS = ("#D55E00", "#0072B2", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+COLOURS = ("#D55E00", "#0072B2", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _PANELS = {
     "train_loss": ("training loss", 1.0),
     "test_nll": ("test NLL", 1.0),
@@ -54,13 +54,13 @@ def _draw(axis: Axes, runs: pd.DataFrame, name: str, factor: float, optimizer: s
     by_epoch = runs.groupby("epoch")[name]
     mean = by_epoch.mean() * factor
     error = (by_epoch.sem() * factor).fillna(0.0)
-    colour = _COLOURS[k % len(_COLOURS)]
+    colour = COLOURS[k % len(COLOURS)]
     axis.plot(
         mean.index,
         mean,
         label=optimizer,
         color=colour,
-        linestyle=_DASHES[k % len(_DASHES)],
+        linestyle=DASHES[k % len(DASHES)],
         linewidth=1.6,
         zorder=3 if k < 2 else 2,
     )

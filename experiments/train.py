@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from experiments.data import Dataset, hold_out_validation
 from experiments.optimizers import Choice, Settings
@@ -103,7 +102,7 @@ def _load(task: Task, evaluate_on: str, data_dir: Path) -> Dataset:
 def _train(run: Run, data: Dataset, on_epoch: Callable[[], None]) -> dict[str, Any]:
     device = torch.device(run.device)
     data = Dataset(*(tensor.to(device) for tensor in data))
-    scale = _Standardise(data.train_images)
+    scale = Standardise(data.train_images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         model = run.task.model()
@@ -112,7 +111,7 @@ def _train(run: Run, data: Dataset, on_epoch: Callable[[], None]) -> dict[str, A
     order = torch.Generator().manual_seed(run.seed)
     steps = len(data.train_labels) // run.task.batch_size
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, _schedule(run.schedule, steps * run.epochs)
+        optimizer, schedule_of(run.schedule, steps * run.epochs)
     )
     curves: dict[str, list[float]] = {name: [] for name in ("train_loss", *METRICS)}
     seconds = []
@@ -133,20 +132,42 @@ def _train(run: Run, data: Dataset, on_epoch: Callable[[], None]) -> dict[str, A
     return {"metrics": metrics, "curves": finite, "diverged": diverged}
 
 
-class _Standardise:
+class Standardise:
     """Maps bytes to floats with the training images' mean 0 and variance 1, per channel."""
 
     def __init__(self, images: torch.Tensor) -> None:
+        """Measure the training images.
+
+        Args:
+            images: The images, with a dimension of channels after the first.
+        """
         channels = [images[:, c].double() for c in range(images.shape[1])]
         shape = (1, -1, *[1] * (images.ndim - 2))
         self._mean = torch.stack([c.mean() for c in channels]).float().reshape(shape)
         self._std = torch.stack([c.std() for c in channels]).float().reshape(shape)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale images.
+
+        Args:
+            images: The images.
+
+        Returns:
+            The same as floats.
+        """
         return (images.float() - self._mean) / self._std
 
 
-def _schedule(name: str, total: int) -> Callable[[int], float]:
+def schedule_of(name: str, total: int) -> Callable[[int], float]:
+    """What the learning rates are multiplied by.
+
+    Args:
+        name: ``"cosine"`` (to 0 over the run) or ``"constant"``.
+        total: Steps of the run.
+
+    Returns:
+        The factor at every step.
+    """
     if name == "constant":
         return lambda step: 1.0
     return lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step, total) / total))
@@ -157,7 +178,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     data: Dataset,
-    scale: _Standardise,
+    scale: Standardise,
     order: torch.Generator,
     batch_size: int,
 ) -> float:
@@ -175,7 +196,7 @@ def _train_epoch(
     Returns:
         The mean training loss; NaN if the optimizer met a gradient that is not finite.
     """
-    _switch(model, optimizer, training=True)
+    switch(model, optimizer, training=True)
     shuffled = torch.randperm(len(data.train_labels), generator=order)
     steps = len(shuffled) // batch_size
     total = torch.zeros((), device=data.train_images.device)
@@ -197,7 +218,7 @@ def _evaluate(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     data: Dataset,
-    scale: _Standardise,
+    scale: Standardise,
     classes: int,
 ) -> dict[str, float]:
     """Evaluate on the held-out images.
@@ -212,17 +233,23 @@ def _evaluate(
     Returns:
         The metrics, as fractions and nats.
     """
-    _switch(model, optimizer, training=False)
+    from torchmetrics.functional import classification  # takes seconds; many never evaluate
+
+    switch(model, optimizer, training=False)
     logits = torch.cat([model(scale(part)) for part in data.test_images.split(_EVALUATION_BATCH)])
     nll = cross_entropy(logits, data.test_labels).item()
     if not math.isfinite(nll):
         return dict.fromkeys(METRICS, math.nan)
-    accuracy = multiclass_accuracy(logits, data.test_labels, classes, average="micro").item()
-    ece = multiclass_calibration_error(logits.softmax(-1), data.test_labels, classes, n_bins=15)
+    accuracy = classification.multiclass_accuracy(
+        logits, data.test_labels, classes, average="micro"
+    ).item()
+    ece = classification.multiclass_calibration_error(
+        logits.softmax(-1), data.test_labels, classes, n_bins=15
+    )
     return {"test_error": 1.0 - accuracy, "test_nll": nll, "test_ece": ece.item()}
 
 
-def _switch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+def switch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, training: bool) -> None:
     """Put the model, and an optimizer that has the two modes, into training or evaluation.
 
     Args:

@@ -79,7 +79,7 @@ def test_mistake_is_one_line_and_exit_code_2_before_training(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trails: 3\n", "unknown option 'trails'; the options are tasks, dynamics"),
+        ("trails: 3\n", "unknown option 'trails'; the options are out, fresh, workers, tasks"),
         ("trials: many\n", 'wrong value type for field "trials"'),
         ("tuner: grid\n", 'wrong value type for field "tuner"'),
         ("[1, 2]\n", "must hold options"),

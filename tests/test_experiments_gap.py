@@ -72,7 +72,9 @@ def test_study_writes_table_and_figure(tmp_path: Path) -> None:
     code, screen = call("--effort", 0.01, "--out", tmp_path)
     assert code == 0
     assert torch.get_num_threads() == threads
-    assert {path.name for path in tmp_path.iterdir()} == {"gap.png", "gap.svg", "table.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("gap.png", "gap.svg", "table.md", "config.yaml"),
+    }
     assert (tmp_path / "gap.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "…" not in screen  # the table fits 80 columns
     lines = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()

@@ -139,7 +139,7 @@ def test_quick_study_writes_tables_rows_and_figures(quick) -> None:
     out, screen = quick
     assert {path.name for path in out.iterdir()} == {
         *("digits-mlp.png", "digits-mlp.svg", "overview.png", "overview.svg"),
-        *("table.md", "runs.csv", "curves.csv", "runs"),
+        *("table.md", "runs.csv", "curves.csv", "runs", "config.yaml"),
     }
     for name in ("digits-mlp", "overview"):
         assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -190,7 +190,7 @@ def test_interrupt_keeps_finished_runs_and_says_how_to_resume(
     [
         (["--tasks", "rosenbrock"], "unknown task 'rosenbrock'; the tasks are mnist5k-lenet,"),
         (["--tasks", ","], "--tasks needs at least one task"),
-        (["--arms", "lbfgs"], "unknown optimizer 'lbfgs'; they are adamw,"),
+        (["--arms", "lbfgs"], "unknown optimizer 'lbfgs'; the optimizers are adamw,"),
         (["--arms", ","], "--arms needs at least one optimizer"),
         (["--settings", "0"], "--settings needs at least 1"),
         (["--seeds", "0"], "--seeds needs at least 1"),

@@ -139,7 +139,7 @@ def test_study_writes_table_figure_and_rows(tmp_path: Path) -> None:
     code, screen = call("--cases", *FEW, "--out", tmp_path)
     assert code == 0
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("limits.png", "limits.svg", "table.md", "table.csv", "points.csv")
+        *("limits.png", "limits.svg", "table.md", "table.csv", "points.csv", "config.yaml")
     }
     assert (tmp_path / "limits.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "5 of 5 cases pass" in screen
@@ -213,7 +213,7 @@ def test_mistake_is_one_line_and_exit_code_2(
     assert message in line
 
 
-def test_interrupt_writes_nothing_and_restores_the_threads(
+def test_interrupt_leaves_the_options_alone_and_restores_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted() -> Curve:
@@ -225,7 +225,7 @@ def test_interrupt_writes_nothing_and_restores_the_threads(
     code, screen = call("--cases", "taylor-exact", "identity-sgd", "--out", tmp_path)
     assert code == 130
     assert "Interrupted: 1 of 2 cases are measured" in screen
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert torch.get_num_threads() == threads
 
 

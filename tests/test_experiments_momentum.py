@@ -37,6 +37,7 @@ def test_every_optimizer_is_tried_at_as_many_settings_within_its_ranges(arms) ->
             assert low * 0.99 <= min(tried) < max(tried) <= high * 1.01
             assert max(tried) / min(tried) > (high / low) ** 0.7
         assert points[:4] == arm.settings(4)
+        assert arm.settings(0, about=points[0]) == []
         for best in points:
             for point in arm.settings(8, about=best):
                 for name, (low, high) in arm.knobs.items():
@@ -84,6 +85,7 @@ def test_quick_study_writes_a_table_per_problem_and_both_figures(quick) -> None:
     assert {path.name for path in out.iterdir()} == {
         *("quadratic.csv", "noisy-quadratic.csv", "digits-mlp.csv", "curves.csv", "split.csv"),
         *("curves.png", "curves.svg", "split.png", "split.svg", "table.md", "runs"),
+        "config.yaml",
     }
     for name in ("curves", "split"):
         assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -154,10 +156,11 @@ def test_interrupt_keeps_finished_runs_and_says_how_to_resume(
     assert call(*words)[0] == 0
 
 
-def test_processes_give_the_same_results(quick, tmp_path: Path) -> None:
-    words = ("--quick", "--problems", "quadratic", "--workers", 2, "--out", tmp_path)
-    assert call(*words)[0] == 0
-    a, b = ((out / "quadratic.csv").read_bytes() for out in (tmp_path, quick[0]))
+def test_processes_give_the_same_results(tmp_path: Path) -> None:
+    words = ("--quick", "--problems", "quadratic", "--settings", 1, "--seeds", 1)
+    for workers in (1, 2):
+        assert call(*words, "--workers", workers, "--out", tmp_path / f"{workers}")[0] == 0
+    a, b = ((tmp_path / name / "quadratic.csv").read_bytes() for name in "12")
     assert a == b
 
 

@@ -18,9 +18,11 @@ from rich.console import Console
 
 from experiments import data
 from experiments.cli import main
+from experiments.config import read_config
 from experiments.data import crop_and_flip
 from experiments.models import densenet, mlp, resnet
 from experiments.reproduce import training
+from experiments.reproduce.benchmark import Table1
 from experiments.reproduce.protocol import LENET, OPTIMIZERS, PROBLEMS, SCALES, choice, published
 from experiments.reproduce.training import Trial, perform
 
@@ -178,6 +180,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("# Table 1") == 1
     assert not list((tmp_path / "checkpoints").glob("*"))
+    assert read_config(tmp_path / "table1.yaml", Table1).epochs == 2
     shared = json.loads(next((tmp_path / "runs").glob("*.json")).read_text())["curves"]
     model = partial(mlp, 64, 32, 10)
     problem = replace(LENET, name="digits-mlp", source=data.DIGITS, model=model, padding=1)
@@ -199,7 +202,8 @@ def test_the_papers_protocol_runs_on_files_of_cifar(tmp_path: Path) -> None:
     code, text = call("table1", *words, "--epochs", 1, "--out", tmp_path / "out")
     assert code == 0
     numbers = json.loads((tmp_path / "out" / "table1.json").read_text())
-    assert numbers["command"].startswith("python -m experiments reproduce table1 --optimizers sgd")
+    assert numbers["command"].startswith("python -m experiments reproduce table1 --out ")
+    assert "--optimizers sgd" in numbers["command"]
     assert "| 5.17 |" in text
     assert (tmp_path / "out" / "table1.png").stat().st_size > 10_000
 

@@ -348,7 +348,7 @@ def test_quick_study_writes_tables_and_figures(quick) -> None:
         f"{name}.{kind}" for name in ("overview", "reliability", "shift") for kind in ("png", "svg")
     ]
     assert {path.name for path in out.iterdir()} == {
-        *("table.md", "runs.csv", "summary.csv", "paired.csv", "runs"),
+        *("table.md", "runs.csv", "summary.csv", "paired.csv", "runs", "config.yaml"),
         *figures,
     }
     assert "…" not in screen

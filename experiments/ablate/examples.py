@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.data import hold_out_validation
 from experiments.tasks import TASKS
-from experiments.train import _Standardise
+from experiments.train import Standardise
 
 _EVALUATION_BATCH = 1000
 
@@ -62,6 +62,6 @@ def examples(task_name: str, purpose: str, data_dir: Path) -> tuple[Tensor, ...]
     """
     data = TASKS[task_name].source.load(data_dir)
     data = data if purpose == "test" else hold_out_validation(data)
-    scale = _Standardise(data.train_images)
+    scale = Standardise(data.train_images)
     train, held = scale(data.train_images), scale(data.test_images)
     return train, data.train_labels, held, data.test_labels

@@ -23,7 +23,7 @@ from experiments.ablate.arms import Arm, Values
 from experiments.ablate.examples import Data, examples
 from experiments.registry import Plugin, load_plugins
 from experiments.tasks import TASKS, Task
-from experiments.train import _schedule, _switch
+from experiments.train import schedule_of, switch
 
 PROTOCOL = 1
 """Raise this when the way runs are trained or measured changes: older rows are then not reused."""
@@ -155,7 +155,7 @@ def _sweep(job: Job, data: Data, values: Sequence[dict[str, Any]]) -> list[dict[
         data.loss,
         batches,
         seeds=[job.seed],
-        lr_lambda=_schedule(job.schedule, len(batches)),
+        lr_lambda=schedule_of(job.schedule, len(batches)),
         linearize_at=job.arm.keywords.get("linearize_at"),
         evaluate=data.look,
         evaluate_every=per_epoch,
@@ -179,10 +179,10 @@ def _run(job: Job, data: Data, values: dict[str, Any]) -> dict[str, Any]:
     optimizer = job.arm.build(model, job.task, values)
     draw = torch.Generator(data.x.device).manual_seed(job.seed)
     batches = data.batches(job.task.batch_size, job.epochs, job.seed)
-    factor = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(job.schedule, len(batches)))
+    factor = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_of(job.schedule, len(batches)))
     curves: dict[str, list[float]] = {name: [] for name in ("train_loss", *METRICS)}
     for k in range(job.epochs):
-        _switch(model, optimizer, training=True)
+        switch(model, optimizer, training=True)
         size = len(batches) // job.epochs
         total = torch.zeros((), device=data.x.device)
         for rows in batches[k * size : (k + 1) * size]:
@@ -193,7 +193,7 @@ def _run(job: Job, data: Data, values: dict[str, Any]) -> dict[str, Any]:
             except (ArithmeticError, torch.linalg.LinAlgError):  # no longer finite
                 return _row(curves, job.epochs)
             factor.step()
-        _switch(model, optimizer, training=False)
+        switch(model, optimizer, training=False)
         with torch.no_grad():
             looked = data.look(model)
         for name, value in {"train_loss": total / size, **looked}.items():

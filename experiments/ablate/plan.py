@@ -17,7 +17,7 @@ from experiments.ablate.tuning import RandomSearch
 from experiments.errors import UserError
 from experiments.fetch import fingerprint
 from experiments.optimizers import parse_choice, split_choices
-from experiments.plan import _version, prepare_data, read_device, read_seeds, read_tasks
+from experiments.plan import installed, prepare_data, read_device, read_seeds, read_tasks
 from experiments.registry import COMPOSITIONS, Plugin, read_plugins
 from experiments.tasks import Task
 from filteropt.engine import IncompatibleComposition
@@ -162,7 +162,7 @@ def make_plan(asked: "Ablate", console: Console) -> Plan:
         raise UserError(
             f"--reference {asked.reference!r} is no arm; the arms are {'; '.join(named)}"
         )
-    versions = (("torch", torch.__version__), ("filteropt", _version("filteropt")))
+    versions = (("torch", torch.__version__), ("filteropt", installed("filteropt")))
     return Plan(
         asked=asked,
         tasks=tuple(tasks),

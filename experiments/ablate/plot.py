@@ -16,7 +16,7 @@ from experiments.ablate.arms import Arm
 from experiments.ablate.outcomes import Outcome
 from experiments.ablate.plan import Plan
 from experiments.ablate.tables import best_of, scores
-from experiments.plots import _COLOURS, _DASHES
+from experiments.plots import COLOURS, DASHES
 
 FIGURES = {
     "results": "Test results",
@@ -48,8 +48,8 @@ class Looks:
 
     def line(self, arm: Arm) -> dict[str, Any]:
         """Colour, dash and label of an arm's line."""
-        colour = _COLOURS[self._colours.index(self._colour(arm)) % len(_COLOURS)]
-        dash = _DASHES[1:][self._rests.index(self._rest(arm)) % (len(_DASHES) - 1)]
+        colour = COLOURS[self._colours.index(self._colour(arm)) % len(COLOURS)]
+        dash = DASHES[1:][self._rests.index(self._rest(arm)) % (len(DASHES) - 1)]
         label = ", ".join(text for text in (self._colour(arm), self._rest(arm)) if text)
         return {"color": colour, "linestyle": dash, "label": label, "linewidth": 1.6}
 

@@ -1,13 +1,11 @@
 """The study: tune every arm alike, measure how much its rate matters, test it on fresh seeds."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
 
 from experiments.ablate.jobs import perform
@@ -15,21 +13,16 @@ from experiments.ablate.outcomes import Outcome, tune_and_test
 from experiments.ablate.plan import Plan, make_plan, room
 from experiments.ablate.rows import Rows, alone
 from experiments.ablate.tuning import rounds
-from experiments.config import Options, write_config
+from experiments.config import Parallel, hint, read_out, write_config
 from experiments.errors import UserError
 from experiments.keeper import Keeper, Spread
-from experiments.plan import read_out
 from experiments.progress import Meter
 
 QUICK_EPOCHS, QUICK_TRIALS, QUICK_RATES = 2, 2, 3
 
 
-def _default(text: str) -> Any:
-    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
-
-
 @dataclass(frozen=True)
-class Ablate(Options):
+class Ablate(Parallel):
     """Compare any grid of compositions, every arm tuned by the same number of trials.
 
     The grid is dynamics x likelihood x posterior x basis x --vary, with named compositions and
@@ -72,30 +65,30 @@ class Ablate(Options):
     """What is tuned beside lr, forgetting, lr_sgd and prior_variance, or within other ends, such as
     lr=1e-3:1; the scale is logarithmic."""
 
-    trials: Annotated[int | None, _default("8, quick 2")] = None
+    trials: Annotated[int | None, hint("8, quick 2")] = None
     """Settings that every arm is tried at on every task."""
 
     tuner: Literal["random", "optuna"] = "random"
     """Independent draws, or Optuna's TPE in four rounds."""
 
-    rates: Annotated[int | None, _default("5, quick 3")] = None
+    rates: Annotated[int | None, hint("5, quick 3")] = None
     """Rates over which the best setting is run again, under every fresh seed; 0 leaves it out."""
 
     seeds: tuple[int, ...] = (3,)
     """How many fresh seeds (3 means 1, 2 and 3), or two or more seeds themselves."""
 
     epochs: Annotated[
-        int | None, _default("20, or the task's own number if that is lower; quick 2")
+        int | None, hint("20, or the task's own number if that is lower; quick 2")
     ] = None
     """Epochs of every task."""
 
     schedule: Literal["cosine", "constant"] = "cosine"
     """Steps follow a cosine to 0 over the run, or are constant."""
 
-    reference: Annotated[str | None, _default("the first arm")] = None
+    reference: Annotated[str | None, hint("the first arm")] = None
     """The arm that the others are compared with, by its name in the tables."""
 
-    target: Annotated[float | None, _default("what half of the arms end at")] = None
+    target: Annotated[float | None, hint("what half of the arms end at")] = None
     """Test NLL to which time is measured."""
 
     level: float = 0.95
@@ -113,14 +106,11 @@ class Ablate(Options):
     out: Path = Path("results/ablate")
     """Folder for the runs, the report and the figures."""
 
-    data_dir: Annotated[Path | None, _default("a cache folder of the user")] = None
+    data_dir: Annotated[Path | None, hint("a cache folder of the user")] = None
     """Folder of the files of MNIST, CIFAR-10 or CIFAR-100; missing ones are downloaded to it."""
 
     device: str = "cpu"
-    """Device for the tensors, such as cpu or cuda."""
-
-    workers: Annotated[int | None, _default("one per core, at most 8; 1 on a GPU")] = None
-    """Processes, each with one thread."""
+    """Device for the tensors, such as cpu or cuda; on a GPU --workers is 1 by default."""
 
     ray: bool = False
     """Run on Ray: on this machine, or on the cluster of --address."""
@@ -130,9 +120,6 @@ class Ablate(Options):
 
     tensorboard: bool = False
     """Write every run's curves for TensorBoard."""
-
-    fresh: bool = False
-    """Run again even where a finished run exists."""
 
     def run(self, console: Console) -> int:
         """Tune, test, report.
@@ -147,18 +134,18 @@ class Ablate(Options):
             UserError: If anything that was asked for cannot be.
         """
         asked = self._filled()
+        workers = self.processes(self.device)
         asked_rounds = rounds(asked.tuner, asked.trials or 0)
         plan = make_plan(asked, console)
         spread, store_of = self._spread(), self._store_of()
         read_out(self.out)
         room(self.out, plan.runs)
         with alone(self.out):
-            write_config(self, self.out / "config.yaml")
+            write_config(self, self.out / f"{self.name}.yaml")
             store = store_of(self.out / "runs.db")
-            keeper = Keeper(store, self._workers(), perform, fresh=self.fresh, spread=spread)
+            keeper = Keeper(store, workers, perform, fresh=self.fresh, spread=spread)
             console.print(
-                f"{len(plan.arms)} arms, {plan.runs} runs in {plan.jobs} jobs, "
-                f"{self._workers()} at a time",
+                f"{len(plan.arms)} arms, {plan.runs} runs in {plan.jobs} jobs, {workers} at a time",
                 highlight=False,
             )
             for why in plan.skipped:
@@ -167,12 +154,7 @@ class Ablate(Options):
                 with Meter(console, plan.jobs, plan.work) as meter:
                     outcomes = tune_and_test(plan, asked_rounds, keeper, meter)
             except KeyboardInterrupt:
-                console.print(
-                    f"Interrupted: {keeper.finished} of {plan.jobs} jobs are kept in {self.out}; "
-                    "the same command (without --fresh) goes on.",
-                    highlight=False,
-                )
-                return 130
+                return self.interrupted(f"{keeper.finished} of {plan.jobs} jobs", console)
             self._report(plan, outcomes, console)
         return 0
 
@@ -190,14 +172,7 @@ class Ablate(Options):
             raise UserError(f"--rates {rates} tells no width; it needs at least 3, or 0 for none")
         if not 0 < self.level < 1:
             raise UserError(f"--level {self.level} must be between 0 and 1")
-        if self.workers is not None and self.workers < 1:
-            raise UserError("--workers needs at least 1")
         return replace(self, trials=trials, rates=rates, epochs=epochs)
-
-    def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return min(8, os.cpu_count() or 1) if self.device == "cpu" else 1
 
     def _spread(self) -> Spread | None:
         if not (self.ray or self.address):

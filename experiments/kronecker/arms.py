@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.errors import UserError
+from experiments.config import read_names
 from experiments.kronecker.tasks import Task
 from experiments.momentum.arms import Arm, Knobs, Values
 from experiments.optimizers import Entry
@@ -281,13 +281,8 @@ def read_contenders(words: Sequence[str]) -> tuple[list[Contender], list[str]]:
     Raises:
         UserError: If a name is unknown, or words hold no name.
     """
-    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
-    if words and not names:
-        raise UserError("--arms needs at least one optimizer")
-    for name in names:
-        if name not in CONTENDERS:
-            raise UserError(f"unknown optimizer {name!r}; they are {', '.join(CONTENDERS)}")
-    wanted = {REFERENCE, *names} if names else CONTENDERS.keys()
+    names = read_names("arms", "optimizer", words or tuple(CONTENDERS), CONTENDERS)
+    wanted = {REFERENCE, *names}
     chosen = [contender for name, contender in CONTENDERS.items() if name in wanted]
     missing: dict[str, list[str]] = {}
     for contender in chosen:

@@ -11,7 +11,7 @@ from experiments.kronecker.arms import CONTENDERS, Contender
 from experiments.kronecker.tasks import TASKS, Examples, Task
 from experiments.momentum.arms import Values
 from experiments.optimizers import Choice
-from experiments.plan import _version
+from experiments.plan import installed
 
 PROTOCOL = 1
 SELECTION_SEED = 0
@@ -77,7 +77,7 @@ class Trial:
             "batch_size": self.task.batch_size,
             "every": self.task.every,
             **({} if self.until is None else {"until": self.until}),
-            "versions": {name: _version(name) for name in packages},
+            "versions": {name: installed(name) for name in packages},
         }
 
 

@@ -1,15 +1,13 @@
 """The study: tune every optimizer alike, then run what was selected on fresh seeds."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 
-from experiments.config import Options
+from experiments.config import Parallel, at_least, hint
 from experiments.errors import UserError
 from experiments.keeper import Keeper
 from experiments.kronecker import runs
@@ -18,7 +16,6 @@ from experiments.kronecker.runs import SELECTION_SEED, Trial
 from experiments.kronecker.targets import score, target_of
 from experiments.kronecker.tasks import TASKS, Task, read_tasks
 from experiments.momentum.arms import Values
-from experiments.plan import read_out
 from experiments.progress import Meter
 from experiments.store import Store
 
@@ -50,7 +47,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Kronecker(Options):
+class Kronecker(Parallel):
     """Compare the Kronecker and eigenbasis filters with AdamW, SOAP, Shampoo and SINGD.
 
     Steps and seconds to a target loss, which tuned AdamW sets. Every optimizer is tried at as many
@@ -61,15 +58,13 @@ class Kronecker(Options):
     tasks: tuple[str, ...] = tuple(TASKS)
     """mnist5k-lenet, digits-mlp, mnist5k-autoencoder and text-transformer."""
 
-    arms: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    arms: Annotated[tuple[str, ...], hint("all")] = ()
     """Optimizers; `python -m experiments list` names them. AdamW always runs."""
 
-    settings: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 6, quick 2)")] = (
-        None
-    )
+    settings: Annotated[int | None, hint("6, quick 2")] = None
     """Settings that every optimizer is tried at on every task."""
 
-    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 3, quick 2)")] = None
+    seeds: Annotated[int | None, hint("3, quick 2")] = None
     """Fresh seeds that the selected setting runs on."""
 
     quick: bool = False
@@ -77,14 +72,6 @@ class Kronecker(Options):
 
     out: Path = Path("results/kronecker")
     """Folder for the finished runs, the tables, the figures and the rows."""
-
-    workers: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: one per core, at most 8)")
-    ] = None
-    """Processes, each with one thread."""
-
-    fresh: bool = False
-    """Run again even where a finished run exists."""
 
     def run(self, console: Console) -> int:
         """Tune, run, report.
@@ -97,10 +84,10 @@ class Kronecker(Options):
         """
         tasks = read_tasks(self.tasks)
         contenders, notes = read_contenders(self.arms)
-        count = _positive("settings", self.settings, 2 if self.quick else 6)
-        seeds = _positive("seeds", self.seeds, 2 if self.quick else 3)
-        workers = _positive("workers", self.workers, min(8, os.cpu_count() or 1))
-        read_out(self.out)
+        count = at_least("settings", self.settings, 2 if self.quick else 6)
+        seeds = at_least("seeds", self.seeds, 2 if self.quick else 3)
+        workers = self.processes()
+        self.begin()
         for note in notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
         plan = Plan(tasks, contenders, count, seeds, QUICK_STEPS if self.quick else None)
@@ -110,22 +97,11 @@ class Kronecker(Options):
             with Meter(console, total, work) as meter:
                 outcomes = plan.carry_out(keeper, meter)
         except KeyboardInterrupt:
-            console.print(
-                f"Interrupted: {keeper.finished} of {total} runs are kept in {self.out}; "
-                "the same command (without --fresh) resumes.",
-                highlight=False,
-            )
-            return 130
+            return self.interrupted(f"{keeper.finished} of {total} runs", console)
         from experiments.kronecker.report import write_report
 
         write_report(outcomes, notes, self.out, console)
         return 0
-
-
-def _positive(name: str, given: int | None, default: int) -> int:
-    if given is not None and given < 1:
-        raise UserError(f"--{name} needs at least 1")
-    return default if given is None else given
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from experiments import data
-from experiments.errors import UserError
+from experiments.config import read_names
 from experiments.kronecker.models import CharacterTransformer, autoencoder
 from experiments.models import LeNet5, mlp
-from experiments.train import _Standardise
+from experiments.train import Standardise
 
 TEXT_LENGTH, CONTEXT = 200_000, 64
 _HELD_OUT_TEXT = 20_000
@@ -94,7 +94,7 @@ def _images(source: data.Source, *, copies: bool) -> Examples:
         train, held = (x.flatten(1).float() / 255 for x in (found.train_images, found.test_images))
         targets, held_targets = train, held
     else:
-        scale = _Standardise(found.train_images)
+        scale = Standardise(found.train_images)
         train, held = scale(found.train_images), scale(found.test_images)
         targets, held_targets = found.train_labels, found.test_labels
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
@@ -198,10 +198,4 @@ def read_tasks(words: tuple[str, ...]) -> list[Task]:
     Raises:
         UserError: If a name is unknown or none is given.
     """
-    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
-    if not names:
-        raise UserError("--tasks needs at least one task")
-    for name in names:
-        if name not in TASKS:
-            raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
-    return [TASKS[name] for name in dict.fromkeys(names)]
+    return [TASKS[name] for name in read_names("tasks", "task", words, TASKS)]

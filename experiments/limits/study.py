@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from rich.console import Console
 
-from experiments.config import Options
-from experiments.errors import UserError
+from experiments.config import Options, hint, read_names
 from experiments.limits.catalogue import CASES
 from experiments.limits.laws import Case, Verdict, judge
-from experiments.plan import read_out
 from experiments.progress import Meter
 
 
@@ -24,7 +21,7 @@ class Limits(Options):
     About a minute on one core. The exit code is 1 if a case misses its law.
     """
 
-    cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    cases: Annotated[tuple[str, ...], hint("all")] = ()
     """Cases; `python -m experiments list` names them."""
 
     out: Path = Path("results/limits")
@@ -40,7 +37,7 @@ class Limits(Options):
             The exit code: 0, 1 if a case misses its law, or 130 when interrupted.
         """
         cases = read_cases(self.cases)
-        read_out(self.out)
+        self.begin()
         verdicts: list[Verdict] = []
         try:
             verdicts.extend(measure(cases, console))
@@ -69,15 +66,7 @@ def read_cases(words: Sequence[str]) -> list[Case]:
     Raises:
         UserError: If a name is unknown, or words hold no name.
     """
-    if not words:
-        return list(CASES.values())
-    names = [name.strip() for word in words for name in word.split(",") if name.strip()]
-    if not names:
-        raise UserError("--cases needs at least one case")
-    for name in names:
-        if name not in CASES:
-            raise UserError(f"unknown case {name!r}; the cases are {', '.join(CASES)}")
-    return [CASES[name] for name in dict.fromkeys(names)]
+    return [CASES[name] for name in read_names("cases", "case", words or tuple(CASES), CASES)]
 
 
 def measure(cases: Sequence[Case], console: Console) -> Iterator[Verdict]:

@@ -46,15 +46,15 @@ class Arm:
             The numbers to try.
         """
         points = torch.quasirandom.SobolEngine(len(self.knobs), scramble=True, seed=0).draw(
-            count, dtype=torch.float64
-        )
+            max(count, 1), dtype=torch.float64
+        )  # it draws no 0 points
         boxes = self.knobs if about is None else self._box(about)
         return [
             {
                 name: float(f"{low * (high / low) ** x:.3g}")
                 for (name, (low, high)), x in zip(boxes.items(), point, strict=True)
             }
-            for point in points.tolist()
+            for point in points.tolist()[:count]
         ]
 
     def _box(self, about: Values) -> Knobs:

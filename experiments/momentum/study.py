@@ -1,16 +1,13 @@
 """The study: tune every optimizer alike, run the best settings on fresh seeds, split the steps."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 
-from experiments.config import Options
-from experiments.errors import UserError
+from experiments.config import Parallel, at_least, hint, read_names
 from experiments.keeper import Keeper
 from experiments.momentum import runs
 from experiments.momentum.quadratic import QUADRATICS
@@ -22,7 +19,6 @@ from experiments.momentum.runs import (
     is_filter,
     score,
 )
-from experiments.plan import read_out
 from experiments.progress import Meter
 from experiments.store import Store
 from experiments.tasks import OFFLINE_TASKS, TASKS
@@ -49,7 +45,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Momentum(Options):
+class Momentum(Parallel):
     """Compare the momentum filter with NAdam, Adam and Nesterov's SGD, all tuned by one budget.
 
     On an ill-conditioned quadratic, with exact and with noisy gradients, and on a task. Every
@@ -62,12 +58,10 @@ class Momentum(Options):
     problems: tuple[str, ...] = ("quadratic", "noisy-quadratic", "digits-mlp")
     """quadratic, noisy-quadratic, digits-mlp and mnist5k-lenet; the last takes half an hour."""
 
-    settings: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 16, quick 2)")] = (
-        None
-    )
+    settings: Annotated[int | None, hint("16, quick 2")] = None
     """Settings that every optimizer is tried at on every problem."""
 
-    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 3, quick 2)")] = None
+    seeds: Annotated[int | None, hint("3, quick 2")] = None
     """Fresh seeds that the best setting runs on."""
 
     quick: bool = False
@@ -75,14 +69,6 @@ class Momentum(Options):
 
     out: Path = Path("results/momentum")
     """Folder for the finished runs, the tables, the figures and the rows."""
-
-    workers: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: one per core, at most 8)")
-    ] = None
-    """Processes, each with one thread."""
-
-    fresh: bool = False
-    """Run again even where a finished run exists."""
 
     def run(self, console: Console) -> int:
         """Tune, run, split, report.
@@ -94,10 +80,10 @@ class Momentum(Options):
             The exit code: 0, or 130 when interrupted.
         """
         problems = [self._shortened(problem) for problem in read_problems(self.problems)]
-        count = self._at_least("settings", self.settings, 2 if self.quick else 16)
-        seeds = self._at_least("seeds", self.seeds, 2 if self.quick else 3)
-        workers = self._at_least("workers", self.workers, min(8, os.cpu_count() or 1))
-        read_out(self.out)
+        count = at_least("settings", self.settings, 2 if self.quick else 16)
+        seeds = at_least("seeds", self.seeds, 2 if self.quick else 3)
+        workers = self.processes()
+        self.begin()
         keeper = Keeper(Store(self.out / "runs"), workers, runs.perform, fresh=self.fresh)
         trials = [
             Candidate(problem, arm, values)
@@ -113,12 +99,7 @@ class Momentum(Options):
             with Meter(console, total, work) as meter:
                 outcomes = study(trials, count // 2, range(1, seeds + 1), keeper, meter)
         except KeyboardInterrupt:
-            console.print(
-                f"Interrupted: {keeper.finished} of {total} runs are kept in {self.out}; "
-                "the same command (without --fresh) resumes.",
-                highlight=False,
-            )
-            return 130
+            return self.interrupted(f"{keeper.finished} of {total} runs", console)
         from experiments.momentum.report import write_report
 
         write_report(outcomes, self.out, console)
@@ -130,12 +111,6 @@ class Momentum(Options):
         if problem.name in QUADRATICS:
             return replace(problem, steps=QUICK_STEPS)
         return replace(problem, quick_epochs=QUICK_EPOCHS)
-
-    @staticmethod
-    def _at_least(name: str, given: int | None, default: int) -> int:
-        if given is not None and given < 1:
-            raise UserError(f"--{name} needs at least 1")
-        return default if given is None else given
 
 
 def read_problems(words: Sequence[str]) -> list[Problem]:
@@ -150,13 +125,7 @@ def read_problems(words: Sequence[str]) -> list[Problem]:
     Raises:
         UserError: If a name is unknown or none is given.
     """
-    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
-    if not names:
-        raise UserError("--problems needs at least one problem")
-    for name in names:
-        if name not in _PROBLEMS:
-            raise UserError(f"unknown problem {name!r}; the problems are {', '.join(_PROBLEMS)}")
-    return [_PROBLEMS[name] for name in dict.fromkeys(names)]
+    return [_PROBLEMS[name] for name in read_names("problems", "problem", words, _PROBLEMS)]
 
 
 def study(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,14 +15,13 @@ from torch.nn.functional import cross_entropy
 
 import filteropt
 from experiments import data
-from experiments.config import Options
 from experiments.errors import UserError
 from experiments.models import mlp
 from experiments.optimizers import SHORT_RUN
-from experiments.plan import read_out
 from experiments.reproduce import report
+from experiments.reproduce.part import Part
 from experiments.reproduce.training import one_thread
-from experiments.train import _Standardise
+from experiments.train import Standardise
 
 BATCH, DRAWS, HIDDEN = 128, 20, 32
 STAGES = (0, 1, 5, 30)
@@ -35,13 +34,15 @@ ESTIMATES = {
 
 
 @dataclass(frozen=True)
-class AppendixA(Options):
+class AppendixA(Part):
     """Appendix A: exact Hessian diagonals against what optimizers use in their place.
 
     A perceptron (64-32-32-10) on scikit-learn's digits, looked at before, during and after
     training: the squared minibatch gradient, the centred one, the Fisher information by sampled
     labels, and the sum of squared per-example gradients.
     """
+
+    name: ClassVar[str] = "appendix-a"
 
     batches: int = 400
     """Minibatches that estimates are averaged over."""
@@ -51,9 +52,6 @@ class AppendixA(Options):
 
     seed: int = 0
     """Fixes the initial weights, the minibatches and the drawn labels."""
-
-    out: Path = Path("results/reproduce")
-    """Folder for the figure and the numbers."""
 
     def run(self, console: Console) -> int:
         """Train, measure and report.
@@ -70,7 +68,7 @@ class AppendixA(Options):
         for name, value, least in (("batches", self.batches, DRAWS), ("epochs", self.epochs, 1)):
             if value < least:
                 raise UserError(f"--{name} is {value}; it must be at least {least}")
-        read_out(self.out)
+        self.begin()
         with one_thread("cpu"):
             stages = measure(self.epochs, self.batches, self.seed)
         rows = [
@@ -106,7 +104,7 @@ class AppendixA(Options):
             "information under the model's own labels, and the sampled Fisher is unbiased for it.",
         ]  # fmt: skip
         title = "Appendix A: squared gradients against the Hessian"
-        report.write(self, "appendix-a", title, parts, {"rows": rows}, console)
+        report.write(self, title, parts, {"rows": rows}, console)
         return 0
 
     def _draw(self, stages: dict[int, dict[str, Any]]) -> None:
@@ -128,7 +126,7 @@ class AppendixA(Options):
                     axis.set_title(label)
             plural = "epoch" if epoch == 1 else "epochs"
             axes[row, 0].set_ylabel(f"estimate, after {epoch} {plural}")
-        report.save(drawn, self, "appendix-a")
+        report.save(drawn, self)
 
 
 def measure(epochs: int, batches: int, seed: int) -> dict[int, dict[str, Any]]:
@@ -143,7 +141,7 @@ def measure(epochs: int, batches: int, seed: int) -> dict[int, dict[str, Any]]:
         By epoch: the ``hessian``, each estimate, and each of one minibatch as ``<name>_once``.
     """
     digits = data.DIGITS.load(Path())
-    x = _Standardise(digits.train_images)(digits.train_images).double()
+    x = Standardise(digits.train_images)(digits.train_images).double()
     y = digits.train_labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import filteropt
-from experiments.config import Options
 from experiments.data import MNIST5K
 from experiments.errors import UserError
 from experiments.models import LeNet5
 from experiments.optimizers import SHORT_RUN
-from experiments.plan import read_out
 from experiments.reproduce import report
 from experiments.reproduce.appendix_a import gradients
+from experiments.reproduce.part import Part
 from experiments.reproduce.training import one_thread
-from experiments.train import _Standardise
+from experiments.train import Standardise
 
 BATCH = 128
 SIZES = (1, 4, 16, 64, 128, 256, 512)
@@ -31,13 +30,15 @@ _COLOURS = (report.RED, report.ORANGE, report.BLUE, report.GREEN)
 
 
 @dataclass(frozen=True)
-class AppendixB(Options):
+class AppendixB(Part):
     """Appendix B: normality of minibatch gradients over the batch size.
 
     LeNet-5 on MNIST-5k, before, during and after training: skewness, excess kurtosis, the distance
     to a normal distribution and how often a test rejects it, over weights drawn at random, for
     minibatches of 1 to 512 images.
     """
+
+    name: ClassVar[str] = "appendix-b"
 
     weights: int = 300
     """Weights looked at, drawn from those with a gradient."""
@@ -50,9 +51,6 @@ class AppendixB(Options):
 
     seed: int = 0
     """Fixes the initial weights, the minibatches and the weights looked at."""
-
-    out: Path = Path("results/reproduce")
-    """Folder for the figure and the numbers."""
 
     def run(self, console: Console) -> int:
         """Train, measure and report.
@@ -69,7 +67,7 @@ class AppendixB(Options):
         for name, least in (("weights", 1), ("batches", 20), ("epochs", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
-        read_out(self.out)
+        self.begin()
         with one_thread("cpu"):
             stages = measure(self.epochs, self.weights, self.batches, self.seed)
         rows = [
@@ -99,7 +97,7 @@ class AppendixB(Options):
             "skewness by its root: what counts is how few examples carry the gradient.",
         ]  # fmt: skip
         title = "Appendix B: normality of minibatch gradients"
-        report.write(self, "appendix-b", title, parts, {"rows": rows}, console)
+        report.write(self, title, parts, {"rows": rows}, console)
         return 0
 
     def _draw(self, stages: dict[int, dict[int, NDArray]], rows: list[dict[str, Any]]) -> None:
@@ -145,7 +143,7 @@ class AppendixB(Options):
         axes[1, 0].set(yscale="log", ylim=(0.02, 2 * first))
         axes[1, 1].set_ylim(bottom=0)
         axes[1, 2].set_ylim(0, 104)
-        report.save(drawn, self, "appendix-b")
+        report.save(drawn, self)
 
 
 def _after(epoch: int) -> str:
@@ -165,7 +163,7 @@ def measure(epochs: int, weights: int, batches: int, seed: int) -> dict[int, dic
         By epoch and batch size, gradients ``(batches, weights)``.
     """
     mnist = MNIST5K.load(Path())
-    x = _Standardise(mnist.train_images)(mnist.train_images)
+    x = Standardise(mnist.train_images)(mnist.train_images)
     y = mnist.train_labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
-import tyro
 from rich.console import Console
 
-from experiments.config import Options
+from experiments.config import hint, read_names
 from experiments.errors import UserError
 from experiments.fetch import default_data_dir, fetch, fingerprint
 from experiments.keeper import Keeper
-from experiments.plan import read_device, read_out
+from experiments.plan import read_device
 from experiments.progress import Meter
+from experiments.reproduce.part import Part
 from experiments.reproduce.protocol import BATCH, OPTIMIZERS, SCALES, Problem, choice
 from experiments.reproduce.training import Trial, perform, rank
 from experiments.store import Store
@@ -26,25 +26,25 @@ _LARGEST_WORLD = 16
 
 
 @dataclass(frozen=True)
-class Benchmark(Options):
+class Benchmark(Part):
     """The options that Figure 4 and Table 1 share, and their runs."""
 
     scale: Literal["paper", "small"] = "paper"
     """paper: ResNet-34 and DenseNet-121 on CIFAR-10 and CIFAR-100, 200 epochs. small: scaled-down
     networks on MNIST-5k and digits, which need no network and minutes on two cores."""
 
-    optimizers: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    optimizers: Annotated[tuple[str, ...], hint("all")] = ()
     """Optimizers, of sgd, adam, adagrad, amsgrad, adabound, amsbound, adamw, adabayes-fp and
     adabayes."""
 
-    problems: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    problems: Annotated[tuple[str, ...], hint("all")] = ()
     """Problems, of cifar10-resnet, cifar10-densenet, cifar100-resnet and cifar100-densenet, or for
     the small scale mnist-5k-resnet, mnist-5k-densenet, digits-resnet and digits-densenet."""
 
-    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 1, small 3)")] = None
+    seeds: Annotated[int | None, hint("1, small 3")] = None
     """How many seeds: 2 means 0 and 1."""
 
-    epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the scale's)")] = None
+    epochs: Annotated[int | None, hint("the scale's")] = None
     """Passes over the training images; rates fall after three quarters of them."""
 
     workers: int = 1
@@ -55,9 +55,6 @@ class Benchmark(Options):
 
     data_dir: Path | None = None
     """Folder that has CIFAR's files; by default they are downloaded to the cache."""
-
-    out: Path = Path("results/reproduce")
-    """Folder for runs, checkpoints, tables and figures."""
 
     fresh: bool = False
     """Train again even where a finished run or a checkpoint exists."""
@@ -137,7 +134,7 @@ class Benchmark(Options):
                 f"{world} processes with --workers {self.workers}; torchrun takes 2, 4, 8 or 16 "
                 "processes with --workers 1"
             )
-        read_out(self.out)
+        self.begin()
         folder = find_data(list(problems.values()), self.data_dir, console)
         for name in optimizers:
             for problem in problems.values():
@@ -217,11 +214,8 @@ def _forget(trials: Sequence[Trial]) -> None:
 
 
 def _named(kind: str, words: Sequence[str], known: dict[str, Any]) -> dict[str, Any]:
-    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown {kind} {name!r}; the {kind}s are {', '.join(known)}")
-    return {name: known[name] for name in names or known}
+    names = read_names(f"{kind}s", kind, words or tuple(known), known)
+    return {name: known[name] for name in names}
 
 
 class Fig4(Benchmark):
@@ -231,6 +225,8 @@ class Fig4(Benchmark):
     goes on from the last epoch. Several GPUs: torchrun --nproc-per-node 4 -m experiments reproduce
     fig4.
     """
+
+    name = "fig4"
 
     def report(self, found: Found, console: Console) -> None:
         """Draw the curves.
@@ -251,6 +247,8 @@ class Table1(Benchmark):
     on from the last epoch. Several GPUs: torchrun --nproc-per-node 4 -m experiments reproduce
     table1.
     """
+
+    name = "table1"
 
     def report(self, found: Found, console: Console) -> None:
         """Print the table.

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.intervals import compare, mean_interval
 from experiments.reproduce import report
+from experiments.reproduce.part import Part
 from experiments.reproduce.protocol import DROP, OPTIMIZERS, PROBLEMS, published
 from experiments.reproduce.training import COLUMNS, Trial
 
@@ -25,7 +26,7 @@ _STYLES = {
 }  # fmt: skip
 
 
-def report_table1(study: Any, found: Found, console: Console) -> None:
+def report_table1(study: Part, found: Found, console: Console) -> None:
     """Write Table 1: a table per problem.
 
     Args:
@@ -55,10 +56,10 @@ def report_table1(study: Any, found: Found, console: Console) -> None:
         lines = [_line(name, rows, PROBLEMS[problem].place) for name in rows]
         parts += [f"The paper's numbers are of {place}.", report.table(headings, lines)]
     draw_table(study, numbers)
-    report.write(study, "table1", "Table 1", parts, {"seeds": seeds, "problems": numbers}, console)
+    report.write(study, "Table 1", parts, {"seeds": seeds, "problems": numbers}, console)
 
 
-def report_fig4(study: Any, found: Found, console: Console) -> None:
+def report_fig4(study: Part, found: Found, console: Console) -> None:
     """Write Figure 4.
 
     Args:
@@ -100,14 +101,14 @@ def report_fig4(study: Any, found: Found, console: Console) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     columns = {1: 3, 2: 5}.get(len(problems), len(labels))
     drawn.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    report.save(drawn, study, "fig4")
+    report.save(drawn, study)
     seeds = 1 + max(trial.seed for trial, _ in found)
     parts = [
         f"{f'Means over {seeds} seeds' if seeds > 1 else 'One seed'}; the learning rates fall by a "
         "factor of 10 at the vertical line. Numbers: table1.",
         "![Test loss and error over the epochs](fig4.png)",
     ]
-    report.write(study, "fig4", "Figure 4", parts, {"curves": curves}, console)
+    report.write(study, "Figure 4", parts, {"curves": curves}, console)
 
 
 def _problems(found: Found) -> list[str]:
@@ -176,7 +177,7 @@ def _cell(name: str, rows: dict[str, Any], metric: str) -> str:
     return (f"**{text}**" if row["mean"] <= best else text) + star
 
 
-def draw_table(study: Any, numbers: dict[str, Any]) -> None:
+def draw_table(study: Part, numbers: dict[str, Any]) -> None:
     """Draw the table: every seed, every mean, and below the paper's numbers.
 
     Args:
@@ -208,4 +209,4 @@ def draw_table(study: Any, numbers: dict[str, Any]) -> None:
             if not row:
                 beside.set_xlabel(f"the paper's (x):\n{PROBLEMS[place].title}", color=report.PURPLE)
                 axis.set_title(PROBLEMS[problem].title, pad=10)
-    report.save(drawn, study, "table1")
+    report.save(drawn, study)

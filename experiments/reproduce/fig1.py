@@ -1,18 +1,16 @@
 """Figure 1: why the best value of a weight moves while the others are trained."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from rich.console import Console
 
 import filteropt
-from experiments.config import Options
 from experiments.errors import UserError
-from experiments.plan import read_out
 from experiments.reproduce import report
+from experiments.reproduce.part import Part
 from experiments.reproduce.training import one_thread
 
 CURVATURE, START = 25.0, (-1.8, 2.0)
@@ -20,12 +18,14 @@ LR, LR_SGD = 0.02, 0.05
 
 
 @dataclass(frozen=True)
-class Fig1(Options):
+class Fig1(Part):
     """Figure 1: the moving goalposts of a correlated quadratic in two weights.
 
     AdaBayes minimises it from noisy gradients, whose variance is the curvature. The optimum of the
     first weight given the second moves, and the filter tracks it.
     """
+
+    name: ClassVar[str] = "fig1"
 
     correlation: float = 0.9
     """Between the gradients of the two weights, in (-1, 1); 0 has goalposts that stand still."""
@@ -35,9 +35,6 @@ class Fig1(Options):
 
     seed: int = 0
     """Fixes the noise of the gradients."""
-
-    out: Path = Path("results/reproduce")
-    """Folder for the figure and the numbers."""
 
     def run(self, console: Console) -> int:
         """Draw the figure.
@@ -55,7 +52,7 @@ class Fig1(Options):
             raise UserError(f"--correlation is {self.correlation}; it must lie in (-1, 1)")
         if self.steps < 2:
             raise UserError(f"--steps is {self.steps}; it must be at least 2")
-        read_out(self.out)
+        self.begin()
         with one_thread("cpu"):
             path = descend(self.correlation, self.steps, self.seed)
         self._draw(path)
@@ -71,7 +68,7 @@ class Fig1(Options):
             f"{100 * numbers['covered']:.0f} % of the steps the goalpost lies within two standard "
             "deviations of the belief.",
         ]
-        report.write(self, "fig1", "Figure 1: moving goalposts", parts, numbers, console)
+        report.write(self, "Figure 1: moving goalposts", parts, numbers, console)
         return 0
 
     def _draw(self, path: dict[str, np.ndarray]) -> None:
@@ -98,7 +95,7 @@ class Fig1(Options):
         right.set(xlabel="step", ylabel="w₁")
         right.set_title("B  So the goalpost of w₁ moves while w₂ is trained")
         right.legend(loc="lower right", frameon=False)
-        report.save(drawn, self, "fig1")
+        report.save(drawn, self)
 
 
 def descend(correlation: float, steps: int, seed: int) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from experiments.config import Options
 from experiments.errors import UserError
 from experiments.fetch import fingerprint
-from experiments.plan import read_device, read_out
+from experiments.plan import read_device
 from experiments.reproduce import report
 from experiments.reproduce.benchmark import find_data
+from experiments.reproduce.part import Part
 from experiments.reproduce.protocol import BATCH, LENET, PROBLEMS
 from experiments.reproduce.training import Trial, perform
 
@@ -73,12 +73,14 @@ class SecondMoment:
 
 
 @dataclass(frozen=True)
-class Fig3(Options):
+class Fig3(Part):
     """Figure 3: every weight's learned rate against the fixed point, SGD's and Adam's.
 
     A network is trained with AdaBayes at the paper's settings. The page says how many weights are
     within 5 % of the fixed point, after 5 % and 30 % of the training and at its end.
     """
+
+    name: ClassVar[str] = "fig3"
 
     scale: Literal["paper", "small"] = "paper"
     """paper: ResNet-34 on CIFAR-10, 200 epochs. small: LeNet-5 on MNIST-5k, 100 epochs."""
@@ -94,9 +96,6 @@ class Fig3(Options):
 
     data_dir: Path | None = None
     """Folder that has CIFAR's files; by default they are downloaded to the cache."""
-
-    out: Path = Path("results/reproduce")
-    """Folder for the figure, the numbers and the checkpoint."""
 
     def run(self, console: Console) -> int:
         """Train and draw; killed, the same command goes on from the last epoch.
@@ -115,11 +114,11 @@ class Fig3(Options):
         if epochs < 1:
             raise UserError(f"--epochs is {epochs}; it must be at least 1")
         read_device(self.device)
-        read_out(self.out)
+        self.begin()
         folder = find_data([problem], self.data_dir, console)
         trial = Trial(
             problem.name, "adabayes", self.seed, epochs, self.device,
-            fingerprint(problem.source.files, folder), folder, self.out / "fig3",
+            fingerprint(problem.source.files, folder), folder, self.out / self.name,
         )  # fmt: skip
         steps = epochs * math.ceil(len(problem.source.load(folder).train_labels) / BATCH)
         watches: list[SecondMoment] = []
@@ -160,7 +159,7 @@ class Fig3(Options):
         ]  # fmt: skip
         title = "Figure 3: learned rates and their fixed point"
         told = {"epochs": epochs, **result["metrics"], "steps": numbers}
-        report.write(self, "fig3", title, parts, told, console)
+        report.write(self, title, parts, told, console)
         trial.checkpoint.unlink(missing_ok=True)
         return 0
 
@@ -183,7 +182,7 @@ class Fig3(Options):
         axes[0, 0].set_ylabel(r"$\sigma^2_\mathrm{post}$")
         axes[0, -1].legend(loc="lower right", frameon=False)
         drawn.suptitle(title)
-        report.save(drawn, self, "fig3")
+        report.save(drawn, self)
 
 
 def _percent(share: float | None) -> str:

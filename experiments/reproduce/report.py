@@ -5,12 +5,12 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from experiments.plan import _version
+from experiments.plan import installed
+from experiments.reproduce.part import Part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,23 +23,22 @@ _PACKAGES = ("torch", "filteropt", "numpy", "scipy", "pytorch-optimizer")
 
 def versions() -> dict[str, str]:
     """What computed the numbers."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | {name: installed(name) for name in _PACKAGES}
 
 
-def command(study: Any, name: str) -> str:
+def command(study: Part) -> str:
     """The command line that repeats a study.
 
     Args:
-        study: The study, a dataclass of options.
-        name: Its subcommand.
+        study: The study.
 
     Returns:
-        The command, with the options that differ from their defaults.
+        The command, with the options that differ from their defaults, wherever they came from.
     """
-    words = ["python", "-m", "experiments", "reproduce", name]
+    words = ["python", "-m", "experiments", "reproduce", study.name]
     for field in dataclasses.fields(study):
         value = getattr(study, field.name)
-        if value == field.default:
+        if field.name == "config" or value == field.default:
             continue
         flag = f"--{field.name.replace('_', '-')}"
         values = value if isinstance(value, tuple) else (value,)
@@ -63,8 +62,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(
-    study: Any,
-    name: str,
+    study: Part,
     title: str,
     parts: Sequence[str],
     numbers: Mapping[str, Any],
@@ -73,19 +71,18 @@ def write(
     """Save a study's page and numbers, and print the page.
 
     Args:
-        study: The study, which has ``out``, a folder.
-        name: Its subcommand, and the name of the files.
+        study: The study.
         title: Title of the page.
         parts: Paragraphs and tables.
         numbers: What the page is made of, in plain values.
         out: Where to print.
     """
-    made = {"command": command(study, name), "versions": versions()}
+    made = {"command": command(study), "versions": versions()}
     origin = f"Made by `{made['command']}` with " + ", ".join(
         f"{package} {text}" for package, text in made["versions"].items()
     )
     page = "\n\n".join([f"# {title}", *parts, f"{origin}."])
-    folder: Path = study.out
+    folder, name = study.out, study.name
     (folder / f"{name}.md").write_text(page + "\n", encoding="utf-8")
     text = json.dumps({**made, **numbers}, indent=1)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
@@ -120,15 +117,14 @@ def figure(width: float, height: float, rows: int, columns: int) -> tuple["Figur
     return drawn, axes
 
 
-def save(drawn: "Figure", study: Any, name: str) -> None:
+def save(drawn: "Figure", study: Part) -> None:
     """Save a figure.
 
     Args:
         drawn: The figure.
-        study: The study, which has ``out``, a folder.
-        name: Name of the file, without the suffix.
+        study: The study.
     """
-    drawn.savefig(study.out / f"{name}.png", dpi=130)
+    drawn.savefig(study.out / f"{study.name}.png", dpi=130)
 
 
 def log_axes(axis: "Axes", x: str, y: str) -> None:

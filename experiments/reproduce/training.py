@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from experiments.data import Dataset, Source, crop_and_flip
 from experiments.optimizers import Choice
-from experiments.plan import _version
+from experiments.plan import installed
 from experiments.reproduce.protocol import BATCH, DROP, FACTOR, PROBLEMS, Problem, choice
 from experiments.store import run_name
-from experiments.train import _Standardise
+from experiments.train import Standardise
 
 PROTOCOL = 1
 Watch = Callable[[nn.Module, torch.optim.Optimizer], Any]
@@ -87,7 +87,7 @@ class Trial:
             "batch_size": BATCH,
             "device": self.device,
             "data": self.data,
-            "versions": {name: _version(name) for name in ("torch", "filteropt")},
+            "versions": {name: installed(name) for name in ("torch", "filteropt")},
         }
 
 
@@ -109,7 +109,7 @@ def perform(trial: Trial, watch: Watch | None = None) -> dict[str, Any]:
         device = torch.device(trial.device, int(os.environ.get("LOCAL_RANK", 0)))
         device = torch.device("cpu") if trial.device == "cpu" else device
         data = Dataset(*(part.to(device) for part in _load(trial.task.source, trial.data_dir)))
-        scale = _Standardise(data.train_images)
+        scale = Standardise(data.train_images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(trial.seed)
             model = trial.task.model().to(device)
@@ -168,7 +168,7 @@ def _train_epoch(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     data: Dataset,
-    scale: _Standardise,
+    scale: Standardise,
     trial: Trial,
     epoch: int,
 ) -> float:
@@ -209,7 +209,7 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _test(model: nn.Module, data: Dataset, scale: _Standardise) -> tuple[float, float]:
+def _test(model: nn.Module, data: Dataset, scale: Standardise) -> tuple[float, float]:
     model.eval()
     logits = torch.cat([model(scale(part)) for part in data.test_images.split(1000)])
     wrong = (logits.argmax(-1) != data.test_labels).double().mean()

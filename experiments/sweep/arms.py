@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import filteropt
-from experiments.errors import UserError
+from experiments.config import read_names
 from experiments.optimizers import Choice, Entry
 from filteropt import presets
 
@@ -95,10 +95,4 @@ def read_arms(words: Sequence[str]) -> list[Arm]:
     Raises:
         UserError: If a name is unknown, or words hold no name.
     """
-    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
-    if words and not names:
-        raise UserError("--arms needs at least one optimizer")
-    for name in names:
-        if name not in ARMS:
-            raise UserError(f"unknown optimizer {name!r}; the optimizers are {', '.join(ARMS)}")
-    return [ARMS[name] for name in dict.fromkeys(names or ARMS)]
+    return [ARMS[name] for name in read_names("arms", "optimizer", words or tuple(ARMS), ARMS)]

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 import filteropt
 from experiments.data import hold_out_validation
 from experiments.optimizers import Choice
-from experiments.plan import _version
+from experiments.plan import installed
 from experiments.sweep.arms import ARMS, Arm
 from experiments.tasks import TASKS, Task
-from experiments.train import _schedule, _Standardise
+from experiments.train import Standardise, schedule_of
 
 PROTOCOL = 1
 COLUMNS = ("train_loss", "nll", "error")
@@ -82,7 +82,7 @@ class Trial:
             "seed": self.seed,
             "epochs": self.epochs,
             "batch_size": self.task.batch_size,
-            "versions": {name: _version(name) for name in ("torch", "filteropt")},
+            "versions": {name: installed(name) for name in ("torch", "filteropt")},
         }
 
 
@@ -116,7 +116,7 @@ def perform(trial: Trial) -> dict[str, Any]:
         lambda model, batch: cross_entropy(model(batch[0]), batch[1]),
         batches,
         seeds=[trial.seed],
-        lr_lambda=_schedule("cosine", steps),
+        lr_lambda=schedule_of("cosine", steps),
         evaluate=look,
         keep=False,
         progress_bar=False,
@@ -147,7 +147,7 @@ def examples(task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         Inputs and labels of both.
     """
     data = hold_out_validation(TASKS[task].source.load(Path()))
-    scale = _Standardise(data.train_images)
+    scale = Standardise(data.train_images)
     train, held = scale(data.train_images), scale(data.test_images)
     return train, data.train_labels, held, data.test_labels
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 
-from experiments.config import Options
+from experiments.config import Resumable, at_least, hint
 from experiments.errors import UserError
 from experiments.keeper import Keeper
-from experiments.plan import read_out
 from experiments.progress import Meter
 from experiments.store import Store
 from experiments.sweep import runs
@@ -21,7 +19,7 @@ from experiments.tasks import OFFLINE_TASKS
 
 
 @dataclass(frozen=True)
-class Sensitivity(Options):
+class Sensitivity(Resumable):
     """Draw how the result depends on the learning rates, each curve from whole sweeps.
 
     Curves over lr for every optimizer, and maps over lr and lr_sgd for the filters that have both,
@@ -32,16 +30,16 @@ class Sensitivity(Options):
     task: str = "digits-mlp"
     """digits-mlp or mnist5k-lenet."""
 
-    arms: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    arms: Annotated[tuple[str, ...], hint("all")] = ()
     """Optimizers: adabayes, adabayes-fp, adamw, bayes-rmsprop and sgd."""
 
-    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 5, quick 2)")] = None
+    seeds: Annotated[int | None, hint("5, quick 2")] = None
     """Seeds of the curves and of the maps: 2 means 0 and 1."""
 
-    epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 30, quick 2)")] = None
+    epochs: Annotated[int | None, hint("30, quick 2")] = None
     """Passes over the training examples."""
 
-    points: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 17, quick 5)")] = None
+    points: Annotated[int | None, hint("17, quick 5")] = None
     """Learning rates from 1e-5 to 0.1; a map has about half as many of either rate."""
 
     quick: bool = False
@@ -49,9 +47,6 @@ class Sensitivity(Options):
 
     out: Path = Path("results/sweep")
     """Folder for the finished sweeps, the tables and the figures."""
-
-    fresh: bool = False
-    """Sweep again even where a finished sweep exists."""
 
     def run(self, console: Console) -> int:
         """Sweep and report.
@@ -69,22 +64,17 @@ class Sensitivity(Options):
             names = " and ".join(OFFLINE_TASKS)
             raise UserError(f"unknown task {self.task!r}; the tasks of this study are {names}")
         arms = read_arms(self.arms)
-        seeds = _at_least("seeds", self.seeds, 2 if self.quick else 5, 2)
-        epochs = _at_least("epochs", self.epochs, 2 if self.quick else 30, 1)
-        points = _at_least("points", self.points, 5 if self.quick else 17, 3)
-        read_out(self.out)
+        seeds = at_least("seeds", self.seeds, 2 if self.quick else 5, 2)
+        epochs = at_least("epochs", self.epochs, 2 if self.quick else 30)
+        points = at_least("points", self.points, 5 if self.quick else 17, 3)
+        self.begin()
         trials = plan(self.task, arms, seeds, epochs, points)
         keeper = Keeper(Store(self.out / "runs"), 1, runs.perform, fresh=self.fresh)
         try:
             with Meter(console, len(trials), sum(trial.cost for trial in trials)) as meter:
                 results = keeper.results([(trial, trial.cost) for trial in trials], meter)
         except KeyboardInterrupt:
-            console.print(
-                f"Interrupted: {keeper.finished} of {len(trials)} sweeps are kept in {self.out}; "
-                "the same command (without --fresh) resumes.",
-                highlight=False,
-            )
-            return 130
+            return self.interrupted(f"{keeper.finished} of {len(trials)} sweeps", console)
         from experiments.sweep.report import write_report
 
         write_report(list(zip(trials, results, strict=True)), self.out, console)
@@ -114,9 +104,3 @@ def plan(task: str, arms: Sequence[Arm], seeds: int, epochs: int, points: int) -
         for seed in numbers
     ]
     return [*curves, *maps]
-
-
-def _at_least(name: str, given: int | None, default: int, least: int) -> int:
-    if given is not None and given < least:
-        raise UserError(f"--{name} needs at least {least}")
-    return default if given is None else given

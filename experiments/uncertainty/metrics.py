@@ -6,11 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, nll_loss, one_hot
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
 
 BINS = 15
 METRICS = ("error", "nll", "ece", "brier", "auroc", "rotated_nll")
@@ -27,15 +22,18 @@ def measure(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         The error, as a fraction; the NLL, in nats; the ECE over 15 bins and the Brier score (the
         squared distance from the one-hot label), as fractions. NaN where a probability is.
     """
+    from torchmetrics.functional import classification  # takes seconds; many never evaluate
+
     classes = log_probabilities.shape[1]
     if not bool(log_probabilities.isfinite().any(1).all()):
         return dict.fromkeys(("error", "nll", "ece", "brier"), math.nan)
     p = log_probabilities.exp()
     truth = one_hot(labels, classes).to(p)
+    accuracy = classification.multiclass_accuracy(p, labels, classes, average="micro")
     return {
-        "error": 1.0 - multiclass_accuracy(p, labels, classes, average="micro").item(),
+        "error": 1.0 - accuracy.item(),
         "nll": nll_loss(log_probabilities, labels).item(),
-        "ece": multiclass_calibration_error(p, labels, classes, n_bins=BINS).item(),
+        "ece": classification.multiclass_calibration_error(p, labels, classes, n_bins=BINS).item(),
         "brier": mse_loss(p, truth, reduction="sum").item() / len(p),
     }
 
@@ -62,12 +60,14 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     Returns:
         Area under the receiver operating characteristic, 0.5 for chance; NaN where a score is.
     """
+    from torchmetrics.functional import classification
+
     scores = torch.cat([inside, outside]).double()
     if not bool(scores.isfinite().all()):
         return math.nan
     scores = scores / scores.max().clamp_min(1e-300)  # torchmetrics takes others for logits
     target = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
-    return binary_auroc(scores, target).item()
+    return classification.binary_auroc(scores, target).item()
 
 
 def reliability(log_probabilities: Tensor, labels: Tensor) -> dict[str, list[float]]:

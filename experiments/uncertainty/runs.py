@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from experiments.data import hold_out_validation
-from experiments.train import _Standardise
+from experiments.train import Standardise
 from experiments.uncertainty.metrics import assess, measure
 from experiments.uncertainty.predictives import (
     DRAWS,
@@ -32,7 +32,7 @@ class _Data:
     def __init__(self, *, held_out: bool, small: bool) -> None:
         data = TASK.source.load(Path())
         data = hold_out_validation(data) if held_out else data
-        self.scale = _Standardise(data.train_images)
+        self.scale = Standardise(data.train_images)
         self.images, self.labels = self.scale(data.train_images), data.train_labels
         tested, rotated, digits = (_FEW, _FEW, _FEW) if small else (None, ROTATED, DIGITS)
         images, labels = data.test_images[:tested], data.test_labels[:tested]

@@ -1,19 +1,16 @@
 """The study: tune every method alike, fix what was found, test on fresh seeds and under shift."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
 
-from experiments.config import Options
+from experiments.config import Parallel, at_least, hint, read_names
 from experiments.errors import UserError
 from experiments.keeper import Keeper
 from experiments.momentum.arms import Values
-from experiments.plan import read_out
 from experiments.progress import Meter
 from experiments.store import Store
 from experiments.uncertainty import runs
@@ -46,7 +43,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Uncertainty(Options):
+class Uncertainty(Parallel):
     """Compare the filters' posterior predictives with IVON, VOGN and the usual baselines.
 
     LeNet-5 on 5,000 MNIST images, tested on test images, rotated ones and digits from another
@@ -55,20 +52,16 @@ class Uncertainty(Options):
     seeds. Finished runs are kept one by one: interrupted, the same command resumes.
     """
 
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    methods: Annotated[tuple[str, ...], hint("all")] = ()
     """Methods; `python -m experiments list` names them."""
 
-    settings: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 6, quick 2)")] = (
-        None
-    )
+    settings: Annotated[int | None, hint("6, quick 2")] = None
     """Settings that every method is tried at."""
 
-    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 5, quick 2)")] = None
+    seeds: Annotated[int | None, hint("5, quick 2")] = None
     """Fresh seeds that the selected setting is tested on."""
 
-    epochs: Annotated[
-        float | None, tyro.conf.arg(help_behavior_hint="(default: 10, quick a few steps)")
-    ] = None
+    epochs: Annotated[float | None, hint("10, quick a few steps")] = None
     """Passes over the training images, at one forward and one backward pass per example."""
 
     equal: Literal["passes", "steps"] = "passes"
@@ -80,14 +73,6 @@ class Uncertainty(Options):
     out: Path = Path("results/uncertainty")
     """Folder for the finished runs, the tables, the figures and the rows."""
 
-    workers: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: one per core, at most 8)")
-    ] = None
-    """Processes, each with one thread."""
-
-    fresh: bool = False
-    """Run again even where a finished run exists."""
-
     def run(self, console: Console) -> int:
         """Tune, test, report.
 
@@ -96,35 +81,29 @@ class Uncertainty(Options):
 
         Returns:
             The exit code: 0, or 130 when interrupted.
+
+        Raises:
+            UserError: If a name is unknown, or a number too small.
         """
         methods = read_methods(self.methods)
-        count = _positive("settings", self.settings, 2 if self.quick else 6)
-        seeds = int(_positive("seeds", self.seeds, 2 if self.quick else 5))
-        epochs = _positive("epochs", self.epochs, QUICK_EPOCHS if self.quick else 10)
-        workers = int(_positive("workers", self.workers, min(8, os.cpu_count() or 1)))
-        read_out(self.out)
-        plan = Plan(methods, int(count), seeds, float(epochs), self.equal, small=self.quick)
+        count = at_least("settings", self.settings, 2 if self.quick else 6)
+        seeds = at_least("seeds", self.seeds, 2 if self.quick else 5)
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError("--epochs needs more than 0")
+        epochs = self.epochs or (QUICK_EPOCHS if self.quick else 10.0)
+        workers = self.processes()
+        self.begin()
+        plan = Plan(methods, count, seeds, epochs, self.equal, small=self.quick)
         keeper = Keeper(Store(self.out / "runs"), workers, runs.perform, fresh=self.fresh)
         try:
             with Meter(console, *plan.work()) as meter:
                 outcomes = plan.carry_out(keeper, meter)
         except KeyboardInterrupt:
-            console.print(
-                f"Interrupted: {keeper.finished} of {plan.work()[0]} runs are kept in {self.out}; "
-                "the same command (without --fresh) resumes.",
-                highlight=False,
-            )
-            return 130
+            return self.interrupted(f"{keeper.finished} of {plan.work()[0]} runs", console)
         from experiments.uncertainty.report import write_report
 
         write_report(outcomes, plan, self.out, console)
         return 0
-
-
-def _positive(name: str, given: float | None, default: float) -> float:
-    if given is not None and given < (1 if isinstance(given, int) else 1e-9):
-        raise UserError(f"--{name} needs {'at least 1' if name != 'epochs' else 'more than 0'}")
-    return default if given is None else given
 
 
 def read_methods(words: Sequence[str]) -> list[Method]:
@@ -139,14 +118,7 @@ def read_methods(words: Sequence[str]) -> list[Method]:
     Raises:
         UserError: If a name is unknown, or words hold no name.
     """
-    if not words:
-        return list(METHODS.values())
-    names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
-    if not names:
-        raise UserError("--methods needs at least one method")
-    for name in names:
-        if name not in METHODS:
-            raise UserError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
+    names = read_names("methods", "method", words or tuple(METHODS), METHODS)
     lenders = {METHODS[name].borrows for name in names} & METHODS.keys()
     return [method for name, method in METHODS.items() if name in {*names, *lenders}]
 

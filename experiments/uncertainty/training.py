@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments.train import _schedule, _switch
+from experiments.train import schedule_of, switch
 from experiments.uncertainty.methods import Method, steps_of
 from experiments.uncertainty.models import with_dropout
 from experiments.uncertainty.predictives import Trained
@@ -45,7 +45,7 @@ def train(trial: Trial, data: Labelled) -> tuple[Trained, float]:
         generator = torch.Generator().manual_seed(seed)
         optimizer = trial.method.optimizer(network, trial.values, TASK.batch_size, len(data.labels))
         losses.append(_train_one(trial, network, optimizer, data, seed, generator))
-        _switch(network, optimizer, training=False)
+        switch(network, optimizer, training=False)
         networks.append(network)
         optimizers.append(optimizer)
     trained = Trained(trial.method, networks, optimizers[0], generator)
@@ -61,10 +61,10 @@ def _train_one(
     generator: torch.Generator,
 ) -> float:
     """Train one network; an incomplete last batch of an epoch is left out."""
-    _switch(network, optimizer, training=True)
+    switch(network, optimizer, training=True)
     batch_size = TASK.batch_size
     steps = steps_of(trial.method, trial.epochs, len(data.labels), batch_size, equal=trial.equal)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule("cosine", steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_of("cosine", steps))
     recent: list[torch.Tensor] = []
     for batch in _batches(len(data.labels), batch_size, steps, seed):
         try:

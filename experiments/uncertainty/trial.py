@@ -7,7 +7,7 @@ import torch
 
 from experiments.momentum.arms import Values
 from experiments.optimizers import Choice
-from experiments.plan import _version
+from experiments.plan import installed
 from experiments.tasks import TASKS, Task
 from experiments.uncertainty.methods import METHODS, Method
 from experiments.uncertainty.predictives import Fitted
@@ -81,5 +81,5 @@ class Trial:
             "fitted": self.fitted,
             "evaluate_on": "validation" if self.fitted is None else "test",
             "small": self.small,
-            "versions": {"torch": torch.__version__, "filteropt": _version("filteropt")},
+            "versions": {"torch": torch.__version__, "filteropt": installed("filteropt")},
         }

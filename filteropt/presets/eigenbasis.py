@@ -107,14 +107,16 @@ class EigenbasisFilter(FilterOptimizer):
             :class:`~filteropt.approximations.KroneckerEigenbasis`.
         max_dim: the longest side that is rotated; [1, inf).
         eps: added to the average square of the summed loss' gradient; [0, inf).
-        sharing: with ``factors="layers"``, what becomes of the places of an example.
+        sharing: with ``factors="layers"``, what becomes of the places of an example: ``"expand"``
+            or ``"reduce"``.
         rows: with ``factors="layers"``, the most rows per layer and backward pass, a sample;
             [1, inf), or ``None`` for all.
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"`` or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None`` or ``False``; steps of matrices are not compiled.
+        belief_dtype: ``None``; matrices need all their bits.
         model: the module that owns the parameters; needed for ``factors="layers"``, else for their
             names.
 

@@ -95,8 +95,9 @@ class AdaBayes(FilterOptimizer):
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"``, Algorithm 1, or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None``, ``True`` to compile the step, or ``False``.
+        belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
     Raises:
@@ -148,8 +149,9 @@ class AdaBayesFP(FilterOptimizer):
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"``, Algorithm 2, or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None``, ``True`` to compile the step, or ``False``.
+        belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
     Raises:

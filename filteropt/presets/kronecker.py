@@ -47,7 +47,7 @@ def kronecker_filter(
     max_dim: Count = 2048,
     structure: Literal["kronecker", "diagonal"] = "kronecker",
 ) -> Filter:
-    """The composition of :class:`~filteropt.KroneckerFilter` (same arguments)."""
+    """The composition of :class:`~filteropt.KroneckerFilter`, which chooses ``structure``."""
     drift = KroneckerDrift(
         lr, lr_sgd / batch_size, weight_decay, left=left, right=right, every=drift_every
     )
@@ -114,8 +114,9 @@ class KroneckerFilter(FilterOptimizer):
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"`` or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None`` or ``False``; steps of matrices are not compiled.
+        belief_dtype: ``None``; matrices need all their bits.
 
     Raises:
         TypeError: no module, an unknown hyperparameter or one of the wrong kind.

@@ -96,8 +96,9 @@ class MomentumFilter(FilterOptimizer):
         linearize_at: ``"prediction"``, the filter proper, or ``"posterior"``, where a step predicts
             and then conditions on the gradient taken before.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None``, ``True`` to compile the step, or ``False``.
+        belief_dtype: ``None``; the covariance of two latents needs all its bits.
         model: the module that owns the parameters, for their names.
 
     Raises:

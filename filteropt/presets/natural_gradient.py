@@ -80,8 +80,9 @@ class OnlineNaturalGradient(FilterOptimizer):
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"`` or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None``, ``True`` to compile the step, or ``False``.
+        belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
     Raises:
@@ -142,8 +143,9 @@ class ExtendedKalmanFilter(FilterOptimizer):
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"`` or ``"prediction"``, the strict filter.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None`` or ``False``; steps of matrices are not compiled.
+        belief_dtype: ``None``; matrices need all their bits.
         model: the module whose output the loss is computed from; needed.
 
     Raises:

@@ -118,8 +118,9 @@ class VON(FilterOptimizer):
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"``; forgetting to a prior has no prediction to look at.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None``, ``True`` to compile the step, or ``False``.
+        belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
     Raises:
@@ -175,8 +176,9 @@ class VOGN(FilterOptimizer):
         schedule: see :class:`filteropt.FilterOptimizer`, as for the keywords that follow.
         linearize_at: ``"posterior"``; forgetting to a prior has no prediction to look at.
         maximize: maximise instead of minimise.
-        on_nonfinite: ``"raise"`` or ``"skip"``.
-        fused: ``None`` or ``False``.
+        on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
+        fused: ``None``, ``True`` to compile the step, or ``False``.
+        belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters and makes the loss' input; needed.
 
     Raises:
