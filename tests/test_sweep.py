@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 import filteropt
@@ -17,7 +17,8 @@ from filteropt import presets
 from filteropt.approximations import Clipped, Diagonal, SquaredGradient
 from filteropt.execute.choice import is_elementwise
 from filteropt.models import FixedNoise, ForgetToPrior
-from filteropt.sweeping import beliefs, memory, training
+from filteropt.sweeping import compiling, memory
+from filteropt.sweeping.plan import Plan
 from filteropt.sweeping.settings import prepare
 
 STEPS = 6
@@ -296,7 +297,7 @@ def test_chunks_change_nothing():
 
 def test_memory_bounds_the_chunk():
     made = prepare({"lr": [1e-3] * 8}, filteropt.AdaBayes, schedule="gain", strict=False)
-    plan = training.Plan(
+    plan = Plan(
         factory=plain, loss=loss, batches=data(), steps=3, factors=[1.0] * 3, evaluate=None,
         every=3, strict=False, maximize=False, randomness="different", compiled=None, keep=True,
         device=torch.device("cpu"),
@@ -309,7 +310,7 @@ def test_memory_bounds_the_chunk():
     )
     assert found.chunk == 3
     wide = [(torch.randn(800, 5), torch.randint(3, (800,)))]
-    plan = training.Plan(**{**vars(plan), "batches": wide})
+    plan = Plan(**{**vars(plan), "batches": wide})
     assert memory.bytes_per_member(plan, made[0]) > 10 * need
 
 
@@ -333,7 +334,10 @@ def test_parameters_of_any_shape_and_use():
     assert found.parameters["unused"].tolist() == [[1.0, 1.0]] * 2
 
 
-def test_families_that_are_not_elementwise_are_stepped_by_parameter():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_families_that_are_not_elementwise_are_stepped_by_parameter(compiled, monkeypatch):
+    counted(monkeypatch)
+
     class Half:
         """A projection that looks at the whole parameter."""
 
@@ -342,7 +346,8 @@ def test_families_that_are_not_elementwise_are_stepped_by_parameter():
 
     whole = filteropt.variant(presets.adabayes, projections=(Half(),))
     assert not is_elementwise(whole())
-    found = filteropt.sweep(plain, whole, {"lr": [1e-3, 1e-1]}, loss, data())
+    grid = {"lr": [1e-3, 1e-1]}
+    found = filteropt.sweep(plain, whole, grid, loss, data(), compiled=compiled)
     assert_equal(found, plain, whole, data())
 
 
@@ -368,22 +373,78 @@ def test_half_precision_weights_have_a_float32_belief():
         torch.testing.assert_close(found.parameters["weight"][k], model.weight.detach())
 
 
+def counted(monkeypatch, backend="eager"):
+    counter = CompileCounterWithBackend(backend)
+    monkeypatch.setattr(compiling, "BACKEND", counter)
+    monkeypatch.setattr(compiling, "_COMPILED", {})
+    return counter
+
+
 @pytest.mark.parametrize("name", ["AdaBayes", "MomentumFilter"])
-def test_a_composition_is_compiled_once(name, monkeypatch):
-    backend = CompileCounter()
-    monkeypatch.setattr(beliefs, "BACKEND", backend)
-    monkeypatch.setattr(beliefs, "_COMPILED", {})
-    optimizer, grid = SWEEPS[name]
-    for chunk, scale in ((None, 1.0), (3, 0.5)):
-        fewer = {**grid, "lr": [scale * lr for lr in grid["lr"]]}
+def test_one_program_serves_all_values_steps_and_chunks(name, monkeypatch):
+    counter, (optimizer, grid) = counted(monkeypatch), SWEEPS[name]
+    for scale in (1.0, 0.5):
+        other = {**grid, "lr": [scale * lr for lr in grid["lr"]]}
         found = filteropt.sweep(
-            plain, optimizer, fewer, loss, data(), lr_lambda=halving, chunk=chunk, compiled=True
+            plain, optimizer, other, loss, data(), lr_lambda=halving, chunk=2, compiled=True
         )
         assert_equal(found, plain, optimizer, data(), lr_lambda=halving)
-    assert backend.frame_count == 1
+    assert counter.frame_count == 1
 
 
-@pytest.mark.skipif(not beliefs.can_compile(torch.device("cpu")), reason="no C++ compiler")
+RECORDED = ["AdaBayes (exact)", "AdaBayesFP (exact)", "BayesRMSprop", "pulled", "clipped", "sgd"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_whole_steps_of_every_kind_of_composition_are_the_same(name, monkeypatch):
+    counter, (optimizer, grid) = counted(monkeypatch), SWEEPS[name]
+    found = filteropt.sweep(plain, optimizer, grid, loss, data(), compiled=True)
+    assert counter.frame_count == 1
+    assert_equal(found, plain, optimizer, data())
+
+
+def test_whole_steps_of_scalars_and_several_dtypes_are_the_same(monkeypatch):
+    """A parameter without dimensions has one belief; another's gradient lies transposed."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.scale = plain(), nn.Parameter(torch.tensor(0.7))
+            self.shift = nn.Parameter(torch.zeros(3, dtype=torch.float32))
+
+        def forward(self, x):
+            return self.inner(x) * self.scale + self.shift
+
+    counter, grid = counted(monkeypatch), {"lr": [1e-3, 2e-2, 5e-2]}
+    found = filteropt.sweep(Scaled, filteropt.AdaBayes, grid, loss, data(), compiled=True)
+    assert counter.frame_count == 1
+    apart = filteropt.sweep(Scaled, filteropt.AdaBayes, grid, loss, data(), compiled=False)
+    np.testing.assert_allclose(found.losses, apart.losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factory", [normed, dropping])
+def test_models_that_draw_or_keep_statistics_have_their_steps_compiled_alone(factory, monkeypatch):
+    counter, grid = counted(monkeypatch), {"lr": [1e-3, 1e-1]}
+    found = filteropt.sweep(
+        factory, filteropt.AdaBayes, grid, loss, data(), randomness="same", compiled=True
+    )
+    assert_equal(found, factory, filteropt.AdaBayes, data())
+    assert counter.frame_count == 1
+    assert len(compiling._COMPILED) == 1
+
+
+@pytest.mark.parametrize("where", ["posterior", "prediction"])
+def test_whole_steps_with_orders_of_their_own_and_predictions_are_the_same(where, monkeypatch):
+    counted(monkeypatch)
+    grid, order = {"lr": [1e-3, 1e-1], "weight_decay": 0.5}, lambda seed: data(seed=seed)
+    found = filteropt.sweep(
+        plain, filteropt.AdaBayes, grid, loss, order, seeds=[0, 1], linearize_at=where,
+        maximize=True, compiled=True,
+    )  # fmt: skip
+    assert_equal(found, plain, filteropt.AdaBayes, order, linearize_at=where, maximize=True)
+
+
+@pytest.mark.skipif(not compiling.can_compile(torch.device("cpu")), reason="no C++ compiler")
 def test_the_compiled_step_is_the_same():
     optimizer, grid = SWEEPS["OnlineNaturalGradient"]
     with warnings.catch_warnings(record=True) as caught:
@@ -396,12 +457,12 @@ def test_a_step_that_does_not_compile_is_taken_as_it_is(monkeypatch):
     def broken(graph, inputs):
         raise OSError("no compiler")
 
-    monkeypatch.setattr(beliefs, "BACKEND", broken)
-    monkeypatch.setattr(beliefs, "_COMPILED", {})
+    monkeypatch.setattr(compiling, "BACKEND", broken)
+    monkeypatch.setattr(compiling, "_COMPILED", {})
     optimizer, grid = SWEEPS["sgd"]
     with pytest.warns(UserWarning, match="not compiled, since that fails") as caught:
         found = filteropt.sweep(plain, optimizer, grid, loss, data(), compiled=True)
-    assert len(caught) == 1
+    assert len(caught) == 2  # of losses, then of steps
     assert_equal(found, plain, optimizer, data())
 
 
@@ -412,9 +473,14 @@ def exploding(model, batch):
     return loss(model, batch) * torch.where(model[0].weight.abs().max() > 1.0, math.nan, 1.0)
 
 
-def test_a_diverging_member_disturbs_no_other():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_diverging_member_disturbs_no_other(compiled, monkeypatch):
+    counter = counted(monkeypatch)
     grid = [{"lr": 1e-3}, {"lr": 0.9, "lr_sgd": 1e6}, {"lr": 2e-3}]
-    found = filteropt.sweep(plain, filteropt.AdaBayes, grid, exploding, data(), evaluate=error)
+    found = filteropt.sweep(
+        plain, filteropt.AdaBayes, grid, exploding, data(), evaluate=error, compiled=compiled
+    )
+    assert counter.frame_count == compiled
     others = filteropt.sweep(
         plain, filteropt.AdaBayes, grid[::2], exploding, data(), evaluate=error
     )
@@ -428,9 +494,13 @@ def test_a_diverging_member_disturbs_no_other():
     assert np.isfinite(found.losses[1, : row["steps"]]).all()
 
 
-def test_a_diverged_member_is_left_as_its_own_run_would_be():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_diverged_member_is_left_as_its_own_run_would_be(compiled, monkeypatch):
+    counted(monkeypatch)
     setting = {"lr": 0.9, "lr_sgd": 1e6}
-    found = filteropt.sweep(plain, filteropt.AdaBayes, [{"lr": 1e-3}, setting], exploding, data())
+    found = filteropt.sweep(
+        plain, filteropt.AdaBayes, [{"lr": 1e-3}, setting], exploding, data(), compiled=compiled
+    )
     torch.manual_seed(0)
     model = plain()
     opt = filteropt.AdaBayes(model.parameters(), **setting)

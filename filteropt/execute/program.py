@@ -26,7 +26,7 @@ from filteropt.execute.once import once
 from filteropt.hyperparameters import hints_of
 from filteropt.trees import tree_map
 
-__all__ = ["Program", "build", "kind_of", "numbers_of", "structure_of"]
+__all__ = ["Program", "build", "kind_of", "numbers_of", "record", "structure_of"]
 
 TRIAL = 2**20
 """Weights of the first call, which compiles: so many that the kernel uses all threads."""
@@ -84,15 +84,32 @@ def build(filter: Filter, scalars: Scalars, run: Run) -> Program:
         advance(parts, traced, run.of(list(inputs[len(numbers) :])), gain)
 
     trial = run.map(lambda x: x.new_ones(TRIAL if x.dim() else 1))
-    given = torch.tensor(numbers, dtype=torch.float64).unbind()
     few = trial.map(lambda x: x[:64].clone())
-    graph = make_fx(program, tracing_mode="symbolic")(*given, *few.columns)
-    prelude, rest = _split(graph, len(numbers))
+    prelude, rest = record(program, len(numbers), few.columns)
     made = Program(prelude, rest)
     values = made.values(numbers, trial)
     made = made._replace(kernel=_compiled(rest, [values, *_sized(trial)]))
     made.apply(values, trial)
     return made
+
+
+def record(
+    program: Callable[..., Any], count: int, columns: list[Tensor]
+) -> tuple[GraphModule, GraphModule]:
+    """Record what a program does to tensors, and take out of it what depends on numbers alone.
+
+    Args:
+        program: of so many numbers, 0-d tensors in double precision, and of vectors.
+        count: the numbers.
+        columns: a few weights' vectors.
+
+    Returns:
+        From all numbers to the list of those that the rest uses; and the rest, of a vector of these
+        in any dtype and of vectors of any length.
+    """
+    given = torch.ones(count, dtype=torch.float64).unbind()
+    recorded = make_fx(program, tracing_mode="symbolic")(*given, *columns)
+    return _split(recorded, count)
 
 
 def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., None]:

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import warnings
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from filteropt import engine
 from filteropt.dtypes import belief_dtype
-from filteropt.engine import Filter, Scalars
+from filteropt.engine import Filter
 from filteropt.execute.choice import is_elementwise
 from filteropt.measure import limit
+from filteropt.sweeping.compiling import attempt
 from filteropt.sweeping.numbers import flat
-from filteropt.sweeping.settings import Setting, structure
-from filteropt.trees import leaves, names, restore, tree_map
-from filteropt.types import Raw, State
+from filteropt.sweeping.schemes import Recorded, Scheme, beside, largest
+from filteropt.sweeping.settings import Setting
+from filteropt.trees import leaves, restore
+from filteropt.types import State
 
-__all__ = ["Beliefs", "can_compile"]
+__all__ = ["Beliefs"]
 
 Named = dict[str, Tensor]
 Tensors = list[Tensor]
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether there is what compiling takes: on a CPU a C++ compiler, on a GPU Triton."""
-    if device.type == "cpu":
-        return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++"))
-    return find_spec("triton") is not None
+_RECORDED: dict[object, Recorded] = {}
+"""Steps recorded in this process, by composition."""
 
 
 class Segment:
@@ -74,6 +69,18 @@ class Segment:
         for part, grad in zip(self.views(joined), grads, strict=True):
             part.copy_(grad)  # which may be transposed: one pass
         return joined
+
+    def apart(self, grads: Named) -> list[Segment]:
+        """A segment for every parameter, which lies in memory as its gradient does."""
+        whole, count = self.p.shape, len(self.names)
+        columns = [self.views(x) if x.shape == whole else [x] * count for x in (self.p, *self.kept)]
+        found = []
+        for i, name in enumerate(self.names):
+            one = copy(self)
+            one.names, one.shapes, one.flat = [name], [self.shapes[i]], False
+            one.p, *one.kept = (_lying_like(column[i], grads[name]) for column in columns)
+            found.append(one)
+        return found
 
 
 class Beliefs:
@@ -116,7 +123,7 @@ class Beliefs:
         for segment in self.segments:
             p = segment.p
             if self.ahead:
-                decay, *drift = (_beside(x, p) for x in self.ahead)
+                decay, *drift = (beside(x, p) for x in self.ahead)
                 aux = restore(segment.form, segment.kept).belief.aux
                 moved = sum((f * m for f, m in zip(drift, aux, strict=True)), torch.zeros_like(p))
                 p = ((p - moved.to(p.dtype)) / (1 - decay)).to(p.dtype)
@@ -126,8 +133,7 @@ class Beliefs:
     def gather(self, grads: Named) -> tuple[Tensors, Tensor]:
         """Gradients as the segments are laid out, and which members' can be used."""
         joined = [s.join([grads[name] for name in s.names]) for s in self.segments]
-        largest = [_largest(g).to(torch.float64) for g in joined]
-        fine = [size <= bound for size, bound in zip(largest, self.limits, strict=True)]
+        fine = [largest(g) <= bound for g, bound in zip(joined, self.limits, strict=True)]
         return joined, torch.stack(fine).all(0)
 
     def keep(self, places: Tensor) -> None:
@@ -138,100 +144,50 @@ class Beliefs:
         self.ahead = [x[places] for x in self.ahead]
         self.limits = self.limits[:, places]
 
-    def advance(self, joined: Tensors, numbers: Tensor, *, gained: bool) -> None:
+    def advance(self, joined: Tensors, numbers: Tensor, *, once: bool) -> None:
         """Step every member in place.
 
         Args:
             joined: what :meth:`gather` returned.
             numbers: the numbers of the step.
-            gained: whether their factor on displacements is not 1.
+            once: whether this is done once alone, so that compiling is of no use.
         """
-        if self.strict:
-            self.ahead = list(numbers[self.count + 1 :].unbind())
-        for segment, grad in zip(self.segments, joined, strict=True):
-            scheme = Scheme(self.filter, self.form, segment.form, gained, self.strict)
+        self.look(numbers)
+        schemes = self.schemes()
+        for segment, scheme, grad in zip(self.segments, schemes, joined, strict=True):
             given = (segment.p, grad, segment.kept, numbers)
-            if not self.compiled or not _run(scheme, *given):
-                self.compiled = False
+            if self.compiled and not once:
+                self.compiled, _ = attempt("steps", scheme.key, scheme, *given, dynamic=True)
+            if once or not self.compiled:
                 scheme(*given)
 
-
-class Scheme:
-    """The step of one composition over stacked members, in place.
-
-    Args:
-        filter: the composition; its numbers are not read.
-        scalars: the form of its numbers.
-        state: the form of a member's state.
-        gained: whether displacements are multiplied.
-        strict: whether the mean then moves ahead.
-    """
-
-    def __init__(
-        self, filter: Filter, scalars: Scalars, state: State, gained: bool, strict: bool
-    ) -> None:
-        self.filter, self.scalars, self.state = filter, scalars, state
-        self.gained, self.strict = gained, strict
-
-    def __call__(self, p: Tensor, grad: Tensor, kept: Tensors, numbers: Tensor) -> None:
-        """Step: parameters and states change, gradients and numbers do not."""
-        found, new = vmap(self._one, in_dims=(0, 0, 0, 1))(p, grad, kept, numbers)
-        p.copy_(found)
-        for old, leaf in zip(kept, new, strict=True):
-            old.copy_(leaf)
-
-    def _one(
-        self, p: Tensor, grad: Tensor, kept: Tensors, numbers: Tensor
-    ) -> tuple[Tensor, Tensors]:
-        """One member's parameter and state after the step."""
-        mean, rest = p.to(grad.dtype), iter(numbers.unbind())
-        scalars = tree_map(lambda _: next(rest), self.scalars)
-        disp, state = engine.step(self.filter, scalars, restore(self.state, kept), Raw(grad), mean)
-        gain = next(rest)
-        found = p + (gain * disp if self.gained else disp)
+    def look(self, numbers: Tensor) -> None:
+        """Know how far the mean moved ahead with a step, where gradients are taken there."""
         if self.strict:
-            found = found * (1 - next(rest))
-            for factor, latent in zip(rest, state.belief.aux, strict=True):
-                found = found + factor * latent
-        return found, leaves(state)
+            self.ahead = list(numbers[self.count + 1 :].unbind())
+
+    def schemes(self) -> list[Scheme]:
+        """The step of every segment."""
+        return [Scheme(self.filter, self.form, s.form, self.strict) for s in self.segments]
+
+    def recorded(self) -> list[Recorded]:
+        """The step of every segment, to be compiled with what comes before it."""
+        found, count = [], self.count + 1 + (len(self.ahead) if self.strict else 0)
+        for segment, scheme in zip(self.segments, self.schemes(), strict=True):
+            key = *scheme.key, segment.p.dtype, segment.p.dim() > 1
+            if key not in _RECORDED:
+                _RECORDED[key] = Recorded(scheme, count, segment.p, segment.kept)
+            found.append(_RECORDED[key])
+        return found
+
+    def separate(self, grads: Named) -> None:
+        """Hold every parameter by itself, as its gradients lie in memory."""
+        count = torch.tensor([len(segment.names) for segment in self.segments])
+        self.limits = self.limits.repeat_interleave(count.to(self.limits.device), 0)
+        self.segments = [one for segment in self.segments for one in segment.apart(grads)]
 
 
-BACKEND: Any = "inductor"
-_COMPILED: dict[object, Callable[..., None]] = {}
-"""Compiled steps by composition, however many sweeps there are."""
-
-
-def _compiled(scheme: Scheme) -> Callable[..., None]:
-    """The compiled step of a composition."""
-    numbers = tree_map(type, scheme.scalars)
-    forms = (repr(numbers), tuple(names(scheme.state)), scheme.gained, scheme.strict)
-    key = (tuple(structure("", scheme.filter)), *forms)
-    if key not in _COMPILED:
-        _COMPILED[key] = torch.compile(scheme.__call__, dynamic=True, backend=BACKEND)
-    return _COMPILED[key]
-
-
-def _run(scheme: Scheme, *given: Any) -> bool:
-    """Run a step compiled; whether that could be done."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler's, to nobody's use
-            _compiled(scheme)(*given)
-    except Exception as error:
-        why = str(error).strip().split("\n")[0]
-        warnings.warn(f"sweep: steps are not compiled, since that fails: {why}", stacklevel=2)
-        return False
-    return True
-
-
-def _largest(grad: Tensor) -> Tensor:
-    """The largest magnitude of every member's gradient, NaN where there is one."""
-    if not grad.numel():
-        return grad.new_zeros(len(grad))
-    rows = grad.flatten(1) if grad.dim() > 1 else grad[:, None]
-    return torch.maximum(rows.amax(1), -rows.amin(1))  # several times faster than the norm
-
-
-def _beside(x: Tensor, p: Tensor) -> Tensor:
-    """Members' numbers, to multiply their stacked tensors with."""
-    return x.view(-1, *[1] * (p.dim() - 1))
+def _lying_like(x: Tensor, grad: Tensor) -> Tensor:
+    """A copy with the strides of a tensor of the same shape, if that has no gaps."""
+    alike = grad if grad.shape == x.shape else x
+    return torch.empty_like(alike, dtype=x.dtype, memory_format=torch.preserve_format).copy_(x)

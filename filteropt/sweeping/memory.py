@@ -8,8 +8,8 @@ from torch import Tensor
 from filteropt import engine
 from filteropt.sweeping.feed import feed, tensors_of
 from filteropt.sweeping.models import Use, make
+from filteropt.sweeping.plan import Plan
 from filteropt.sweeping.settings import Setting
-from filteropt.sweeping.training import Plan
 from filteropt.trees import leaves
 
 __all__ = ["bytes_of", "bytes_per_member", "together"]

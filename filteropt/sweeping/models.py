@@ -27,6 +27,11 @@ class Draws:
         self._cuda = device if device.type == "cuda" else None
         self._state = self._read()
 
+    @property
+    def place(self) -> bytes:
+        """Where the stream is: the same as before if nothing was drawn."""
+        return b"".join(x.numpy().tobytes() for x in self._state if x is not None)
+
     @contextmanager
     def running(self) -> Generator[None, None, None]:
         """Let PyTorch draw from this stream."""
@@ -157,13 +162,8 @@ class Use(nn.Module):
             RuntimeError: ``vmap`` does not run it.
             torch.OutOfMemoryError: a GPU has no room for it.
         """
-        named = [{PREFIX + n: x for n, x in d.items()} for d in (parameters, buffers)]
-
-        def one(*given: Any) -> Any:
-            return functional_call(self, given[:2], given[2:])
-
         try:
-            return vmap(one, in_dims=(0, 0, *in_dims), randomness=randomness)(*named, *args)
+            return self.over(parameters, buffers, *args, in_dims=in_dims, randomness=randomness)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -172,3 +172,19 @@ class Use(nn.Module):
                 f"(it runs no recurrent layers, and no code that reads values, such as .item()): "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
+
+    def over(
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        *args: Any,
+        in_dims: tuple[int | None, ...],
+        randomness: str,
+    ) -> Any:
+        """What :meth:`at` does, errors as they come."""
+        named = [{PREFIX + n: x for n, x in d.items()} for d in (parameters, buffers)]
+
+        def one(*given: Any) -> Any:
+            return functional_call(self, given[:2], given[2:])
+
+        return vmap(one, in_dims=(0, 0, *in_dims), randomness=randomness)(*named, *args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from filteropt.sweeping.settings import Setting
 from filteropt.trees import tree_map
 
 __all__ = ["Tables", "flat"]
+
+Values = Callable[[Tensor], Tensor]
 
 BLOCK = 512
 """Steps whose numbers are worked out together."""
@@ -46,9 +48,7 @@ class Tables:
         self.ages = counted.cumsum(0)
         self.form: Scalars = engine.scalars(settings[0].bound().filter, 1)
         self.count = len(flat(self.form))
-        gains = {setting.gain(factor) for setting in settings for factor in {*factors} - {0.0}}
-        self.gained = gains != {1.0}
-        self._block = -1
+        self._block, self._met = -1, dict[Values, Tensor]()
         self._table = torch.empty(0)
 
     def at(self, step: int, places: Tensor) -> Tensor:
@@ -64,10 +64,31 @@ class Tables:
             prediction, the decay of the mean until the next step and what each of the other
             latents' means adds to it, per unit.
         """
+        return self._of_block(step)[step % BLOCK][:, places]
+
+    def met(self, step: int, places: Tensor, values: Values) -> Tensor:
+        """What a program makes of one step's numbers, which is worked out for many steps at once.
+
+        Args:
+            step: 0 for the first.
+            places: the setting of every member.
+            values: from numbers, ``(steps, numbers, settings)``, to what is wanted of them,
+                ``(steps, settings, ...)``.
+
+        Returns:
+            The step's, ``(members, ...)``.
+        """
+        table = self._of_block(step)
+        if values not in self._met:
+            self._met[values] = values(table)
+        return self._met[values][step % BLOCK][places]
+
+    def _of_block(self, step: int) -> Tensor:
+        """The numbers of a step and those around it, ``(steps, numbers, settings)``."""
         if step // BLOCK != self._block:
-            self._block = step // BLOCK
+            self._block, self._met = step // BLOCK, {}
             self._table = self._work_out(self._block * BLOCK).to(self.device)
-        return self._table[step % BLOCK][:, places]
+        return self._table
 
     def _work_out(self, start: int) -> Tensor:
         """The numbers of a block of steps, ``(steps, numbers, settings)``."""

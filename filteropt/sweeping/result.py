@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from filteropt.sweeping.models import Made
-from filteropt.sweeping.training import Record
+from filteropt.sweeping.plan import Record
 
 __all__ = ["Sweep"]
 

@@ -15,10 +15,11 @@ from filteropt.optimizer import FilterOptimizer
 from filteropt.sweeping.feed import Minibatches, again, length
 from filteropt.sweeping.memory import together
 from filteropt.sweeping.numbers import Tables
+from filteropt.sweeping.plan import Plan, Record
 from filteropt.sweeping.progress import Report, progress
 from filteropt.sweeping.result import Sweep
 from filteropt.sweeping.settings import Setting, Settings, composition, prepare
-from filteropt.sweeping.training import Chunk, Plan, Record
+from filteropt.sweeping.training import Chunk
 
 __all__ = ["sweep"]
 

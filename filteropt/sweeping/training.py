@@ -3,84 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from filteropt.sweeping.beliefs import Beliefs, can_compile
-from filteropt.sweeping.feed import Minibatches, feed, mapped
+from filteropt.execute import is_elementwise
+from filteropt.sweeping.beliefs import Beliefs
+from filteropt.sweeping.compiling import can_compile
+from filteropt.sweeping.feed import feed, mapped
 from filteropt.sweeping.models import Draws, Use, make
 from filteropt.sweeping.numbers import Tables
+from filteropt.sweeping.plan import Plan, Record
 from filteropt.sweeping.settings import Setting
+from filteropt.sweeping.whole import Whole
 
-__all__ = ["Chunk", "Plan", "Record"]
+__all__ = ["Chunk"]
 
 Tensors = dict[str, Tensor]
-WORTH_COMPILING = 10**9
+WORTH_COMPILING = 2 * 10**9
 """Numbers times steps from which on a compiled step saves more time than compiling takes."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all members have in common.
-
-    Args:
-        factory: makes a model.
-        loss: from a model and a minibatch to its loss.
-        batches: the minibatches.
-        steps: how many are taken.
-        factors: what a schedule multiplies learning rates by, step by step.
-        evaluate: from a model to what is to be known about it, if anything.
-        every: steps between two evaluations; the last step is followed by one in any case.
-        strict: whether gradients are taken at the prediction.
-        maximize: whether the objective is to be maximised.
-        randomness: ``"different"`` or ``"same"``.
-        compiled: whether steps are compiled; ``None`` where that saves time.
-        keep: whether members' parameters are kept.
-        device: where everything is.
-    """
-
-    factory: Callable[[], nn.Module]
-    loss: Callable[..., Any]
-    batches: Minibatches
-    steps: int
-    factors: list[float]
-    evaluate: Callable[..., Any] | None
-    every: int
-    strict: bool
-    maximize: bool
-    randomness: str
-    compiled: bool | None
-    keep: bool
-    device: torch.device
-
-    def evaluated(self) -> list[int]:
-        """Steps after which members are evaluated."""
-        return [s for s in range(1, self.steps + 1) if s % self.every == 0 or s == self.steps]
-
-
-@dataclass
-class Record:
-    """What became of one member.
-
-    Attributes:
-        status: ``"waiting"``, ``"finished"``, ``"diverged"`` or ``"interrupted"``.
-        steps: how many it took.
-        losses: before every step.
-        curves: what was evaluated.
-        parameters: its last posterior mean, on the CPU's side if it is there.
-        buffers: its buffers.
-    """
-
-    status: str = "waiting"
-    steps: int = 0
-    losses: list[float] = field(default_factory=list)
-    curves: dict[str, list[Any]] = field(default_factory=dict)
-    parameters: Tensors = field(default_factory=dict)
-    buffers: Tensors = field(default_factory=dict)
 
 
 class Chunk:
@@ -108,6 +51,9 @@ class Chunk:
         self.model = self.made[self.seeds[0]].model
         self.use = Use(self.model, plan.loss, "the loss")
         self.live = list(range(len(members)))
+        self.rows = list(self.live)
+        """Where each of them is among the stacked tensors."""
+        self.whole: Whole | None = None
         self.setting = torch.tensor([i for i, _ in members], device=plan.device)
         self.seed = torch.tensor([self.seeds.index(s) for _, s in members], device=plan.device)
         models = [self.made[seed] for _, seed in members]
@@ -120,6 +66,7 @@ class Chunk:
             compiled = work >= WORTH_COMPILING and can_compile(plan.device)
         self._believe = partial(Beliefs, chosen, strict=plan.strict, compiled=compiled)
         self.beliefs = self._believe(start)
+        self._wholly = compiled and is_elementwise(self.beliefs.filter)
         self.still: Tensors = {}
         self._losses = torch.full(
             (plan.steps, len(members)), float("nan"), dtype=torch.float64, device=plan.device
@@ -154,21 +101,71 @@ class Chunk:
             record.losses = losses[:taken, i].tolist()
 
     def _step(self, step: int, batch: Any, dim: int | None) -> None:
+        moving = self.plan.factors[step] > 0
+        if self.whole is not None and moving and self._at_once(step, batch, dim):
+            return
+        before = self._traces() if self._wholly else []
         named = {**self.beliefs.parameters(), **self.still}
         parameters = {name: p.detach().requires_grad_() for name, p in named.items()}
         losses = self._loss(parameters, batch, dim)
         grads = self._gradients(losses, parameters)
+        pure = self._wholly and before == self._traces()
         with torch.no_grad():
-            whole = len(self.live) == len(self.records)
-            self._losses[step, slice(None) if whole else self.live] = losses.detach().double()
-            if not self.plan.factors[step]:
+            self._note(step, losses.detach())
+            if not moving:
                 return
             joined, fine = self.beliefs.gather(grads)
             if not bool(fine.all()):
-                joined = self._drop(joined, fine)
+                self._drop(fine)
+                joined = [g[self.rows] for g in joined]
+                self._compact()
             if self.live:
                 numbers = self.tables.at(step, self.setting)
-                self.beliefs.advance(joined, numbers, gained=self.tables.gained)
+                self.beliefs.advance(joined, numbers, once=pure)
+                if pure:
+                    self._assemble(grads)
+            self._wholly = False
+
+    def _traces(self) -> list[Any]:
+        """What a model changes that draws random numbers or keeps running statistics."""
+        drawn = [one.draws.place for one in self.made.values()]
+        return [*drawn, *(x._version for x in self.buffers.values())]
+
+    def _assemble(self, grads: Tensors) -> None:
+        """Have one program for the members there are."""
+        self.beliefs.separate(grads)
+        names = [name for segment in self.beliefs.segments for name in segment.names]
+        keys = [scheme.key for scheme in self.beliefs.schemes()]
+        schemes = self.beliefs.recorded()
+        self.whole = Whole(schemes, keys, names, self.plan.maximize)
+        self.alive = torch.ones(len(self.live), dtype=torch.bool, device=self.plan.device)
+
+    @torch.no_grad()
+    def _at_once(self, step: int, batch: Any, dim: int | None) -> bool:
+        """Take a step as one program; whether that could be done."""
+        assert self.whole is not None
+        batch = batch if dim is None else _pick(batch, self.seed)
+        fixed, known = {**self.buffers, **self.still}, partial(self.tables.met, step, self.setting)
+        found = self.whole.run(self.use, self.beliefs, fixed, known, self.alive, batch, dim)
+        if found is None:
+            self.whole = None
+            self._compact()
+            return False
+        losses, fine = found
+        self._note(step, losses)
+        if not torch.equal(fine, self.alive):
+            self._drop(fine)
+            self.alive = fine
+        if self.plan.strict:
+            self.beliefs.look(self.tables.at(step, self.setting))
+        return True
+
+    def _note(self, step: int, losses: Tensor) -> None:
+        """Keep the losses of the members in training."""
+        if len(self.live) == len(self.records):
+            self._losses[step] = losses
+        else:
+            self._losses[step, self.live] = losses[self.rows].double()
 
     def _loss(self, parameters: Tensors, batch: Any, dim: int | None) -> Tensor:
         """Every member's loss."""
@@ -217,25 +214,30 @@ class Chunk:
         self._used = used
         return grads
 
-    def _drop(self, joined: list[Tensor], fine: Tensor) -> list[Tensor]:
+    def _drop(self, fine: Tensor) -> None:
         """Take members out whose gradient is not finite: nothing of theirs changes any more."""
-        self._settle((~fine).nonzero().flatten().tolist(), "diverged")
-        places = fine.nonzero().flatten()
-        self.live = [self.live[i] for i in places.tolist()]
+        sound = fine.tolist()
+        left = [i for i, row in enumerate(self.rows) if sound[row]]
+        self._settle([i for i, row in enumerate(self.rows) if not sound[row]], "diverged")
+        self.live, self.rows = [self.live[i] for i in left], [self.rows[i] for i in left]
+
+    def _compact(self) -> None:
+        """Go on with the tensors of the members in training alone."""
+        places = torch.tensor(self.rows, dtype=torch.long, device=self.plan.device)
         self.setting, self.seed = self.setting[places], self.seed[places]
         self.buffers, self.still = (
             {name: x[places] for name, x in d.items()} for d in (self.buffers, self.still)
         )
         self.beliefs.keep(places)
-        return [g[places] for g in joined]
+        self.rows = list(range(len(places)))
 
-    def _settle(self, rows: Sequence[int], status: str) -> None:
-        """Note the fate of members, by their rows among those in training."""
-        if not rows:
+    def _settle(self, which: Sequence[int], status: str) -> None:
+        """Note the fate of members, by their places among those in training."""
+        if not which:
             return
         means = {**self.beliefs.means(), **self.still}
-        for row in rows:
-            record = self.records[self.live[row]]
+        for i in which:
+            row, record = self.rows[i], self.records[self.live[i]]
             sound = all(bool(x[row].isfinite().all()) for x in means.values())
             record.status, record.steps = status if sound else "diverged", self._done
             if self.plan.keep:
@@ -258,7 +260,7 @@ class Chunk:
             for module, mode in modes:
                 module.training = mode
         for name, value in found.items():
-            for row, place in enumerate(self.live):
+            for row, place in zip(self.rows, self.live, strict=True):
                 self.records[place].curves.setdefault(name, []).append(value[row].tolist())
 
 
