@@ -29,8 +29,9 @@ from benchmarks.contenders import (
 from benchmarks.machine import facts
 from benchmarks.measure import Effort
 from benchmarks.shapes import LISTS
+from experiments.config import read_out
 from experiments.errors import UserError
-from experiments.plan import read_device, read_out
+from experiments.plan import read_device
 from experiments.progress import Meter
 
 PROTOCOL = 1

@@ -4,9 +4,9 @@ from filteropt.execute.bucketed import bucketed
 from filteropt.execute.choice import choose, is_elementwise, objection
 from filteropt.execute.chunked import chunked
 from filteropt.execute.fused import fused
-from filteropt.execute.items import Item, write
+from filteropt.execute.items import Ahead, Item, write
 from filteropt.execute.loop import loop
-from filteropt.execute.plan import Ahead, Batch, plan, require_prediction
+from filteropt.execute.plan import Batch, plan, require_prediction
 from filteropt.execute.standing import Standing, Standings
 from filteropt.execute.update import update
 

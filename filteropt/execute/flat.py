@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from filteropt.engine import Filter, Scalars, step
-from filteropt.execute.items import Item, store
+from filteropt.execute.items import Ahead, Item, add, foresee, store
 from filteropt.rounding import Dither, held
 from filteropt.trees import restore, tree_map
 from filteropt.types import Raw, Scalar, State
@@ -68,7 +68,9 @@ def gathered(raw: Raw) -> dict[str, Tensor]:
     return {name: x for name in SHAPED if (x := getattr(raw, name)) is not None}
 
 
-def advance(filter: Filter, scalars: Scalars, run: Run, gain: Scalar) -> None:
+def advance(
+    filter: Filter, scalars: Scalars, run: Run, gain: Scalar, ahead: Ahead | None = None
+) -> None:
     """Step a run in place.
 
     Args:
@@ -76,15 +78,15 @@ def advance(filter: Filter, scalars: Scalars, run: Run, gain: Scalar) -> None:
         scalars: the step's numbers.
         run: the weights.
         gain: factor on the displacement.
+        ahead: how the mean then moves, where gradients are taken at the prediction.
     """
     mean, old = run.p.to(run.grad.dtype), restore(run.form, map(held, run.kept))
     seen: dict[str, Any] = dict(zip(run.names, run.columns[1:], strict=False))
     disp, state = step(filter, scalars, old, Raw(**seen), mean)
     store(run.kept, state, Dither(mean, run.grad, scalars.t))
-    if isinstance(gain, Tensor):
-        run.p.add_(gain * disp)
-    else:
-        run.p.add_(disp, alpha=gain)
+    add(run.p, disp, gain)
+    if ahead is not None:
+        foresee(run.p, state.belief.aux, ahead)
 
 
 def pieces(run: Run, size: int) -> Iterator[Run]:

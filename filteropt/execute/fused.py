@@ -11,7 +11,7 @@ from torch import Tensor
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.chunked import step_pieces
 from filteropt.execute.flat import Run, pieces
-from filteropt.execute.items import Item
+from filteropt.execute.items import Ahead, Item
 from filteropt.execute.layout import Layout
 from filteropt.execute.loop import loop
 from filteropt.execute.program import Program, build, kind_of, numbers_of, structure_of
@@ -26,7 +26,13 @@ _PROGRAMS: dict[object, Program | None] = {}
 """Everything compiled in this process; ``None`` for what could not be."""
 
 
-def fused(filter: Filter, scalars: Scalars, items: Iterable[Item], gain: float) -> None:
+def fused(
+    filter: Filter,
+    scalars: Scalars,
+    items: Iterable[Item],
+    gain: float,
+    ahead: Ahead | None = None,
+) -> None:
     """Step elementwise compositions by a compiled program.
 
     One program serves a composition, whatever its numbers and however many weights there are. Where
@@ -37,42 +43,48 @@ def fused(filter: Filter, scalars: Scalars, items: Iterable[Item], gain: float) 
         scalars: the step's numbers.
         items: the parameters.
         gain: factor on the displacement.
+        ahead: how the mean then moves, where gradients are taken at the prediction.
     """
     numbers = tree_map(float, scalars)
-    given, structure = numbers_of(filter, numbers, gain), structure_of(filter, scalars)
+    given = numbers_of(filter, numbers, gain, ahead)
+    structure = structure_of(filter, scalars, ahead)
     ready: dict[object, tuple[Program, Tensor] | None] = {}
 
     def advance(run: Run) -> None:
         kind = kind_of(run)
         if kind not in ready:
-            program = _program(filter, scalars, run, (structure, kind))
+            program = _program(filter, scalars, ahead, run, (structure, kind))
             ready[kind] = None if program is None else (program, program.values(given, run))
         found = ready[kind] if run.p.numel() > 1 else None
         if found is None:
-            step_pieces(filter, numbers, gain, run)
+            step_pieces(filter, numbers, gain, ahead, run)
             return
         program, values = found
         for piece in pieces(run, LONGEST):
             program.apply(values, piece)
 
-    loop(filter, numbers, Layout.of(items).each(advance), gain)
+    loop(filter, numbers, Layout.of(items).each(advance), gain, ahead)
 
 
-def _program(filter: Filter, scalars: Scalars, run: Run, key: object) -> Program | None:
+def _program(
+    filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run, key: object
+) -> Program | None:
     """The program for such runs, compiled when it is first needed; ``None`` if that failed."""
     if key not in _PROGRAMS:
-        _PROGRAMS[key], reason = _attempt(filter, scalars, run)
+        _PROGRAMS[key], reason = _attempt(filter, scalars, ahead, run)
         if reason:
             _warn(reason)
     return _PROGRAMS[key]
 
 
-def _attempt(filter: Filter, scalars: Scalars, run: Run) -> tuple[Program | None, str]:
+def _attempt(
+    filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run
+) -> tuple[Program | None, str]:
     """A program, or none and the reason. What torch warns its own developers of is no news."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return build(filter, scalars, run), ""
+            return build(filter, scalars, ahead, run), ""
     except Exception as error:  # whatever a compiler may raise
         cause = getattr(error, "inner_exception", error)
         return None, f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -15,7 +15,7 @@ from filteropt.rounding import Dither, round_at_random
 from filteropt.trees import leaves
 from filteropt.types import Raw, Scalar, State
 
-__all__ = ["Executor", "Item", "store", "write"]
+__all__ = ["Ahead", "Executor", "Item", "add", "foresee", "store", "write"]
 
 
 class Item(NamedTuple):
@@ -45,11 +45,55 @@ class Item(NamedTuple):
         return self.block.whole(self.p.to(self.raw.grad.dtype), self.block.bias)
 
 
-Executor: TypeAlias = Callable[[Filter, Scalars, Iterable[Item], float], None]
-"""Steps items in place, given the composition, the step's numbers and a factor on displacements."""
+class Ahead(NamedTuple):
+    """How a posterior mean moves to the next step's prediction.
+
+    Attributes:
+        decay: the fraction of it that is lost.
+        drift: what each of the other latents' means adds to it, per unit.
+    """
+
+    decay: Scalar
+    drift: tuple[Scalar, ...]
 
 
-def write(item: Item, disp: Tensor, state: State, gain: float, t: Scalar = 1.0) -> None:
+Executor: TypeAlias = Callable[[Filter, Scalars, Iterable[Item], float, Ahead | None], None]
+"""Steps items in place.
+
+It is given the composition, the step's numbers, a factor on displacements and, where gradients are
+taken at the prediction, how the mean then moves ahead.
+"""
+
+
+def foresee(p: Tensor, means: Sequence[Tensor], ahead: Ahead) -> None:
+    """Move weights from their posterior mean to their prediction.
+
+    Args:
+        p: the weights.
+        means: the other latents' posterior means.
+        ahead: how the mean moves.
+    """
+    p.mul_(1 - ahead.decay)
+    for mean, factor in zip(means, ahead.drift, strict=True):
+        add(p, mean, factor)
+
+
+def add(p: Tensor, x: Tensor, factor: Scalar) -> None:
+    """Add a multiple in place, in one pass where the factor is a float."""
+    if isinstance(factor, Tensor):
+        p.add_(factor * x)
+    else:
+        p.add_(x, alpha=factor)
+
+
+def write(
+    item: Item,
+    disp: Tensor,
+    state: State,
+    gain: float,
+    t: Scalar = 1.0,
+    ahead: Ahead | None = None,
+) -> None:
     """Move a block and store its new state.
 
     Args:
@@ -58,14 +102,18 @@ def write(item: Item, disp: Tensor, state: State, gain: float, t: Scalar = 1.0) 
         state: its new state.
         gain: factor on the displacement. A bias without a gradient stays where it is.
         t: the step.
+        ahead: how the mean then moves, where gradients are taken at the prediction.
     """
     rounds = any(x.dtype is torch.bfloat16 for x in item.kept)
     store(item.kept, state, Dither(item.mean, item.raw.grad, t) if rounds else None)
-    (_, moved), *columns = item.block.split(disp)
-    item.p.add_(moved, alpha=gain)
-    for bias, column in columns:
-        if bias.grad is not None:
-            bias.add_(column, alpha=gain)
+    means = [item.block.split(mean) for mean in state.belief.aux]
+    for i, (p, moved) in enumerate(item.block.split(disp)):
+        p = item.p if i == 0 else p
+        if i and p.grad is None:
+            continue
+        p.add_(moved, alpha=gain)
+        if ahead is not None:
+            foresee(p, [parts[i][1] for parts in means], ahead)
 
 
 def store(kept: list[Tensor], state: State, dither: Dither | None) -> None:

@@ -6,24 +6,13 @@ from typing import NamedTuple
 
 from filteropt import engine
 from filteropt.engine import Filter, Scalars
+from filteropt.execute.items import Ahead
 from filteropt.execute.layout import Layout
 from filteropt.linalg import scalar
 from filteropt.measure import Reading, is_dtensor
 from filteropt.recipe import Bound
 
-__all__ = ["Ahead", "Batch", "plan", "require_prediction"]
-
-
-class Ahead(NamedTuple):
-    """How a posterior mean moves to the next step's prediction.
-
-    Attributes:
-        decay: the fraction of it that is lost.
-        drift: what each of the other latents' means adds to it, per unit.
-    """
-
-    decay: float
-    drift: tuple[float, ...]
+__all__ = ["Batch", "plan", "require_prediction"]
 
 
 class Batch(NamedTuple):

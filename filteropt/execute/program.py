@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.flat import Run, advance
+from filteropt.execute.items import Ahead
 from filteropt.execute.once import once
 from filteropt.hyperparameters import hints_of
 from filteropt.trees import tree_map
@@ -63,25 +64,27 @@ def _sized(run: Run) -> list[Tensor]:
     return [x if x.dim() else x.view(1) for x in run.columns]
 
 
-def build(filter: Filter, scalars: Scalars, run: Run) -> Program:
+def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Program:
     """Record and compile a composition's step, and try it on weights of its own.
 
     Args:
         filter: an elementwise composition.
         scalars: a step's numbers.
+        ahead: how the mean then moves, where gradients are taken at the prediction.
         run: vectors of the dtypes, and on the device, that it is for.
 
     Returns:
         The program, for any number of weights from 2 on.
     """
-    numbers = numbers_of(filter, scalars, 1.0)
+    numbers = numbers_of(filter, scalars, 1.0, ahead)
 
     def program(*inputs: Tensor) -> None:
         given = iter(inputs[: len(numbers)])
         traced: Scalars = tree_map(lambda _: next(given), scalars)
         gain = next(given)
+        then: Ahead | None = tree_map(lambda _: next(given), ahead)
         parts = _with_numbers(filter, lambda _: next(given))
-        advance(parts, traced, run.of(list(inputs[len(numbers) :])), gain)
+        advance(parts, traced, run.of(list(inputs[len(numbers) :])), gain, then)
 
     trial = run.map(lambda x: x.new_ones(TRIAL if x.dim() else 1))
     few = trial.map(lambda x: x[:64].clone())
@@ -126,8 +129,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., None]:
         else mode.from_tensor(x, static_shapes=True)
         for x in inputs
     ]
-    options = {"cpp.enable_floating_point_contract_flag": "fast"}
-    compiled: Callable[..., None] = compile(graph, fake, options=options)
+    compiled: Callable[..., None] = compile(graph, fake)
     return compiled
 
 
@@ -179,13 +181,16 @@ def _is_number(node: Node) -> bool:
 # Numbers and structure ----------------------------------------------------------------------------
 
 
-def numbers_of(filter: Filter, scalars: Scalars, gain: float) -> list[float]:
+def numbers_of(
+    filter: Filter, scalars: Scalars, gain: float, ahead: Ahead | None = None
+) -> list[float]:
     """All numbers that a step depends on, in order.
 
     Args:
         filter: the composition, whose parts' own numbers count.
         scalars: the step's.
         gain: the factor on displacements.
+        ahead: how the mean then moves, if it does.
 
     Returns:
         Floats.
@@ -193,23 +198,27 @@ def numbers_of(filter: Filter, scalars: Scalars, gain: float) -> list[float]:
     found: list[float] = []
     tree_map(lambda x: found.append(float(x)), scalars)
     found.append(gain)
+    tree_map(lambda x: found.append(float(x)), ahead)
     for part, name in _numeric(filter):
         value = getattr(part, name)
         found.extend(map(float, value) if isinstance(value, tuple) else [float(value)])
     return found
 
 
-def structure_of(filter: Filter, scalars: Scalars) -> tuple[object, ...]:
+def structure_of(
+    filter: Filter, scalars: Scalars, ahead: Ahead | None = None
+) -> tuple[object, ...]:
     """What a program is compiled for: a composition without its numbers.
 
     Args:
         filter: the composition.
         scalars: a step's numbers, of which it matters which there are.
+        ahead: how the mean then moves, if it does.
 
     Returns:
         A key, the same for all compositions that a program can serve.
     """
-    return tree_map(lambda _: 0, scalars), *_structures(filter)
+    return tree_map(lambda _: 0, (scalars, ahead)), *_structures(filter)
 
 
 def kind_of(run: Run) -> tuple[object, ...]:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from filteropt.execute.bucketed import bucketed
 from filteropt.execute.choice import choose
-from filteropt.execute.items import Item
+from filteropt.execute.items import Ahead, Item, foresee
 from filteropt.execute.layout import Layout
-from filteropt.execute.plan import Ahead, Batch
+from filteropt.execute.plan import Batch
 from filteropt.measure import Reading, local
 from filteropt.recipe import Bound
 from filteropt.rounding import held
@@ -51,14 +51,15 @@ def update(
         bucketed(filter, batch.scalars, items, gain, t=batch.t if filter.basis.turns else None)
     elif batch.readings:
         layout = batch.layout or Layout(_item(bound, states[r.p], r) for r in batch.readings)
-        choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain)
+        choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain, batch.ahead)
         layout.release()
     moved = [p for r in batch.readings for p in r.block.members if p.grad is not None]
     if moved:
         torch._foreach_add_([local(states[p]["step"]) for p in moved], 1)
     if batch.ahead is not None:
-        for p in moved:
-            _predict(batch.ahead, local(p), {k: local(v) for k, v in states[p].items()})
+        for p in moved if layout is None else ():
+            foresee(local(p), _means(batch.ahead, states[p]), batch.ahead)
+        _note(batch.ahead, [states[p] for p in moved])
     return layout
 
 
@@ -70,13 +71,19 @@ def _item(bound: Bound, state: ParameterState, reading: Reading) -> Item:
     )
 
 
-def _predict(ahead: Ahead, p: Tensor, shard: ParameterState) -> None:
-    """Move a parameter to its prediction."""
-    p.mul_(1 - ahead.decay)
-    for i, factor in enumerate(ahead.drift, 1):
-        p.add_(shard[f"mean_{i}"], alpha=factor)
-        shard[f"drift_{i}"].fill_(factor)
-    shard["decay"].fill_(ahead.decay)
+def _means(ahead: Ahead, state: ParameterState) -> list[Tensor]:
+    """The posterior means of the other latents."""
+    return [local(state[f"mean_{i}"]) for i in range(1, 1 + len(ahead.drift))]
+
+
+def _note(ahead: Ahead, states: list[ParameterState]) -> None:
+    """Keep how means were predicted to move, which leads back from there."""
+    drift = {f"drift_{i}": factor for i, factor in enumerate(ahead.drift, 1)}
+    for name, value in {"decay": ahead.decay, **drift}.items():
+        kept = [local(state[name]) for state in states]
+        if kept:
+            torch._foreach_zero_(kept)
+            torch._foreach_add_(kept, float(value))
 
 
 def _taught(bound: Bound, batch: Batch, states: Mapping[Tensor, ParameterState]) -> Batch:
