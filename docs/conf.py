@@ -75,7 +75,7 @@ nitpick_ignore = [
     ("py:class", name) for name in ("Tensor", "P", "R", "Preset", "ParamsT", "nn.Module", "Batches")
 ]
 nitpick_ignore_regex += [
-    ("py:class", r"filteropt\.(hyperparameters|leading)\.[PRT]"),
+    ("py:class", r"filteropt\.(hyperparameters|leading|execute\.once)\.[PRT]"),
     ("py:class", r"filteropt\.approximations\._\w+\.\w+"),
     ("py:class", r"filteropt\.approximations\.tempered\.PoweredLikelihood"),
     (

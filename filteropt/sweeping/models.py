@@ -29,7 +29,7 @@ class Draws:
 
     @property
     def place(self) -> bytes:
-        """Where the stream is: the same as before if nothing was drawn."""
+        """How far the stream has come, the same as before if nothing was drawn."""
         return b"".join(x.numpy().tobytes() for x in self._state if x is not None)
 
     @contextmanager

@@ -38,7 +38,7 @@ class Scheme:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What the program depends on: the composition without its numbers."""
+        """What decides its program, which is the composition without its numbers."""
         form = (repr(tree_map(type, self.scalars)), tuple(names(self.state)))
         return *structure("", self.filter), *form, self.strict
 
