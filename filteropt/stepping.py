@@ -61,6 +61,9 @@ class SteppingOptimizer(KeepingOptimizer):
         self._watch(bound, params)  # a group may change its mind
         gathered = self._gathering.look(bound.filter.likelihood, params)
         of_layers = self._gathering.look(bound.filter.basis, params)
+        if standing is None:
+            for name, block in subjects:
+                self._require_ready(block, bound, name)
         readings, maximize = [], group["maximize"]
         for name, block in subjects:
             p = block.weight
@@ -84,18 +87,16 @@ class SteppingOptimizer(KeepingOptimizer):
             if all(p.grad is None for p in block.members):
                 continue
             name = partial(_called, self.param_groups, index, i, block, self.model)
-            if group["lr"]:
-                self._require_ready(block, bound, name)
+            if group["lr"] and block.weight.grad is None:
+                raise RuntimeError(
+                    f"{name()} has a gradient in its bias alone: freeze the bias, too, or filter "
+                    f"it by itself (bias='diagonal', or another group)"
+                )
             found.append((name, block))
         return found
 
     def _require_ready(self, block: Block, bound: Bound, name: Callable[[], str]) -> None:
-        """Refuse a block that cannot be stepped."""
-        if block.weight.grad is None:
-            raise RuntimeError(
-                f"{name()} has a gradient in its bias alone: freeze the bias, too, or filter it by "
-                f"itself (bias='diagonal', or another group)"
-            )
+        """Refuse a block whose state does not allow a step."""
         state = self.state.get(block.weight, {})
         if state.get("evaluating"):
             raise RuntimeError(f"{name()} holds its posterior mean: call train() before step()")
