@@ -225,6 +225,17 @@ def others(opt):
         group["params"].reverse()
 
 
+def swapped(opt):
+    params = opt.param_groups[0]["params"]
+    params[1], params[-1] = params[-1], params[1]
+
+
+def replaced(opt):
+    params = opt.param_groups[0]["params"]
+    params[1] = torch.nn.Parameter(params[1].detach() + 1)
+    params[1].grad = torch.ones_like(params[1])
+
+
 def predicting(opt):
     for group in opt.param_groups:
         group["linearize_at"] = "prediction"
@@ -235,7 +246,20 @@ def undecayed(opt):
         group["weight_decay"] = 0.3
 
 
-CHANGES = [moved, turned, elsewhere, halved, loaded, later, emptied, fewer, others, predicting]
+CHANGES = [
+    moved,
+    turned,
+    elsewhere,
+    halved,
+    loaded,
+    later,
+    emptied,
+    fewer,
+    others,
+    swapped,
+    replaced,
+    predicting,
+]
 
 
 @pytest.mark.parametrize("change", [*CHANGES, undecayed])
@@ -258,6 +282,17 @@ def test_options_that_need_other_state_are_followed(short):
         stepped(preset, after_first=settled)
 
 
+def test_means_that_parameters_hold_are_no_place_to_step_from(short):
+    p = torch.nn.Parameter(torch.ones(50))
+    opt = filteropt.AdaBayes([p], lr=0.1, linearize_at="prediction")
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    opt.eval()
+    with pytest.raises(RuntimeError, match="call train"):
+        opt.step()
+
+
 def test_an_optimizer_goes_with_its_last_name(short):
     """What it has found of its parameters does not hold it: its state's memory is free at once."""
     gc.disable()
@@ -274,10 +309,19 @@ def test_an_optimizer_goes_with_its_last_name(short):
         gc.enable()
 
 
+def slope(p):
+    """A gradient whose entries differ."""
+    return torch.linspace(-1, 2, p.numel(), dtype=p.dtype).view(p.shape)
+
+
 GRADIENTS = {
-    "another": lambda p: torch.ones_like(p),
-    "transposed": lambda p: torch.ones_like(p).mT.contiguous().mT,
-    "with gaps": lambda p: torch.stack([p.detach(), p.detach()], -1)[..., 1],
+    "another": slope,
+    "transposed": lambda p: slope(p).mT.contiguous().mT,
+    "with gaps": lambda p: torch.stack([slope(p), p.detach()], -1)[..., 0],
+    "negated": lambda p: torch._neg_view(slope(p)),
+    "the weights' own memory, shifted": lambda p: torch.as_strided(
+        p.detach(), p.shape, p.stride(), p.storage_offset() - 1
+    ),
     "the weights' own memory": lambda p: p.detach(),
     "none": lambda p: None,
 }
@@ -287,15 +331,15 @@ GRADIENTS = {
 def test_gradients_may_lie_anywhere_in_every_step(kind, short):
     def after(executor):
         params = [
-            torch.nn.Parameter(torch.ones(6, 7, dtype=torch.float64)),
-            torch.nn.Parameter(torch.ones(3, 2, dtype=torch.float64)),
+            torch.nn.Parameter(torch.arange(1.0, 44.0, dtype=torch.float64)[1:].view(6, 7)),
+            torch.nn.Parameter(torch.arange(1.0, 8.0, dtype=torch.float64)[1:].view(3, 2)),
         ]
         with pytest.MonkeyPatch.context() as patch:
             if executor is not None:
                 patch.setattr(sys.modules["filteropt.execute.update"], "choose", executor)
                 patch.setattr(standing.Standings, "find", lambda *_: None)
             opt = filteropt.AdaBayes(params, lr=0.1)
-            for make in (torch.ones_like, GRADIENTS[kind], torch.ones_like):
+            for make in (slope, GRADIENTS[kind], slope):
                 for p in params:
                     p.grad = make(p)
                 opt.step()

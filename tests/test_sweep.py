@@ -17,7 +17,7 @@ from filteropt import presets
 from filteropt.approximations import Clipped, Diagonal, SquaredGradient
 from filteropt.execute.choice import is_elementwise
 from filteropt.models import FixedNoise, ForgetToPrior
-from filteropt.sweeping import compiling, memory
+from filteropt.sweeping import compiling, memory, numbers
 from filteropt.sweeping.plan import Plan
 from filteropt.sweeping.settings import prepare
 
@@ -342,7 +342,7 @@ def test_families_that_are_not_elementwise_are_stepped_by_parameter(compiled, mo
         """A projection that looks at the whole parameter."""
 
         def __call__(self, disp, belief):
-            return disp / (1 + disp.norm()), belief
+            return disp / (1 + disp.norm() + disp.flatten()[1]), belief
 
     whole = filteropt.variant(presets.adabayes, projections=(Half(),))
     assert not is_elementwise(whole())
@@ -401,6 +401,16 @@ def test_whole_steps_of_every_kind_of_composition_are_the_same(name, monkeypatch
     found = filteropt.sweep(plain, optimizer, grid, loss, data(), compiled=True)
     assert counter.frame_count == 1
     assert_equal(found, plain, optimizer, data())
+
+
+def test_numbers_of_every_block_of_steps_are_its_own(monkeypatch):
+    counted(monkeypatch)
+    monkeypatch.setattr(numbers, "BLOCK", 2)
+    optimizer, grid = SWEEPS["AdaBayes"]
+    found = filteropt.sweep(
+        plain, optimizer, grid, loss, data(), lr_lambda=halving, schedule="model", compiled=True
+    )
+    assert_equal(found, plain, optimizer, data(), lr_lambda=halving, schedule="model")
 
 
 def test_whole_steps_of_scalars_and_several_dtypes_are_the_same(monkeypatch):

@@ -31,11 +31,10 @@ def once(function: Callable[[Filter], T]) -> Callable[[Filter], T]:
 
     @functools.wraps(function)
     def remembered(filter: Filter) -> T:
-        found = known.get(id(filter))
-        if found is None or found[0] is not filter:
+        if id(filter) not in known:
             if len(known) >= FEW:
                 known.clear()
-            found = known[id(filter)] = filter, function(filter)
-        return found[1]
+            known[id(filter)] = filter, function(filter)  # which is held, so that its id is its own
+        return known[id(filter)][1]
 
     return remembered
