@@ -129,7 +129,10 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., None]:
         else mode.from_tensor(x, static_shapes=True)
         for x in inputs
     ]
-    compiled: Callable[..., None] = compile(graph, fake)
+    # Inductor would compile and run a program to find out whether it may use AVX2: five seconds.
+    known = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    options = {"cpp.vec_isa_ok": True} if known else None
+    compiled: Callable[..., None] = compile(graph, fake, options=options)
     return compiled
 
 
