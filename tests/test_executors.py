@@ -282,6 +282,26 @@ def test_options_that_need_other_state_are_followed(short):
         stepped(preset, after_first=settled)
 
 
+def test_ages_that_change_places_are_followed(short):
+    """Two parameters alike, of which either is the older one."""
+
+    def after(known):
+        with pytest.MonkeyPatch.context() as patch:
+            if not known:
+                patch.setattr(standing.Standings, "find", lambda *_: None)
+            params = [torch.nn.Parameter(torch.full((30,), x)) for x in (1.0, 2.0)]
+            opt = filteropt.AdaBayes(params, lr=0.1)
+            for t in range(4):
+                for i, p in enumerate(params):
+                    p.grad = slope(p) * (i + 1) if t or i else None
+                opt.step()
+                if t == 2:
+                    opt.state[params[0]]["step"].fill_(7)
+        return [(p, opt.state[p]) for p in params]
+
+    assert_alike(after(known=True), after(known=False), rtol=1e-6)
+
+
 def test_means_that_parameters_hold_are_no_place_to_step_from(short):
     p = torch.nn.Parameter(torch.ones(50))
     opt = filteropt.AdaBayes([p], lr=0.1, linearize_at="prediction")
