@@ -86,7 +86,7 @@ class SteppingOptimizer(KeepingOptimizer):
         for i, block in self._blocks(group, bound):
             if all(p.grad is None for p in block.members):
                 continue
-            name = partial(_called, self.param_groups, index, i, block, self.model)
+            name = partial(_called, self.param_groups, group, i, block, self.model)
             if group["lr"] and block.weight.grad is None:
                 raise RuntimeError(
                     f"{name()} has a gradient in its bias alone: freeze the bias, too, or filter "
@@ -116,7 +116,10 @@ class SteppingOptimizer(KeepingOptimizer):
             self._standings.keep(group, bound, work.readings, work.batches, layouts, self.state)
 
 
-def _called(groups: list[Group], index: int, i: int, block: Block, model: nn.Module | None) -> str:
+def _called(
+    groups: list[Group], group: Group, i: int, block: Block, model: nn.Module | None
+) -> str:
     """What to call a block in a message."""
+    index = next(k for k, other in enumerate(groups) if other is group)
     name = measure.name_of(groups, index, i, model)
     return name if block.bias is None else f"{name} (with its bias)"

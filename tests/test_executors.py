@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import sys
 import weakref
 from dataclasses import replace
@@ -282,6 +283,42 @@ def test_options_that_need_other_state_are_followed(short):
         stepped(preset, after_first=settled)
 
 
+@pytest.mark.parametrize("flip", [lambda x: x.mT, lambda x: x.view(2, 8)])
+def test_weights_that_lie_otherwise_in_the_same_memory_are_noticed(flip, short):
+    def after(known):
+        with pytest.MonkeyPatch.context() as patch:
+            if not known:
+                patch.setattr(standing.Standings, "find", lambda *_: None)
+            p = torch.nn.Parameter(torch.arange(16.0).view(4, 4))
+            opt = filteropt.AdaBayes([p], lr=0.1)
+            for t in range(4):
+                if t == 2:
+                    p.data, opt.state[p]["variance"].data, opt.state[p]["exp_avg"].data = (
+                        flip(x.detach())
+                        for x in (p, opt.state[p]["variance"], opt.state[p]["exp_avg"])
+                    )
+                p.grad = slope(p).contiguous()
+                opt.step()
+        return [(p, opt.state[p])]
+
+    assert_alike(after(known=True), after(known=False), rtol=1e-6)
+
+
+def test_messages_name_parameters_of_groups_that_have_moved(short):
+    """A group keeps what is known of it when another before it goes."""
+    named = [[("first", torch.nn.Parameter(torch.ones(5)))],
+             [("second", torch.nn.Parameter(torch.ones(5)))]]  # fmt: skip
+    opt = filteropt.AdaBayes([{"params": group} for group in named], lr=0.1)
+    p = named[1][0][1]
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    del opt.param_groups[0]
+    p.grad = torch.full_like(p, math.inf)
+    with pytest.raises(filteropt.NonFiniteGradientError, match="'second'"):
+        opt.step()
+
+
 def test_ages_that_change_places_are_followed(short):
     """Two parameters alike, of which either is the older one."""
 
@@ -384,6 +421,17 @@ def test_gradients_are_let_go(n, short):
     opt = filteropt.AdaBayes([p], lr=0.1)
     for _ in range(2):
         p.grad = torch.ones_like(p)
+        seen = weakref.ref(p.grad)
+        opt.step()
+        opt.zero_grad()
+        assert seen() is None
+
+
+def test_gradients_of_a_step_that_was_not_taken_are_let_go(short):
+    p = torch.nn.Parameter(torch.ones(50))
+    opt = filteropt.AdaBayes([p], lr=0.1, on_nonfinite="skip")
+    for value in (1.0, 1.0, math.inf):
+        p.grad = torch.full_like(p, value)
         seen = weakref.ref(p.grad)
         opt.step()
         opt.zero_grad()

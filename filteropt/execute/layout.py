@@ -79,18 +79,21 @@ class Layout:
         state = restore(item.state, map(held, item.kept))
         return item._replace(raw=self._raws[i], state=state)
 
-    def take(self, raws: list[Raw]) -> bool:
-        """Go on with what was gathered for another step.
+    def serves(self, raws: list[Raw]) -> bool:
+        """Whether what was gathered for another step lies as it did, in memory of its own.
 
         Args:
             raws: it, in the order of the items.
 
         Returns:
-            Whether it lies as it did before, in memory of its own; else all has to be found anew.
+            Whether the layout holds for it; else all has to be found anew.
         """
-        self._raws = raws
         found = (x for raw in raws for x in raw if isinstance(x, Tensor))
         return list(map(_form, raws)) == self._forms and all(map(self._taken.spares, found))
+
+    def take(self, raws: list[Raw]) -> None:
+        """Go on with what was gathered for another step, until :meth:`release`."""
+        self._raws = raws
 
     def release(self) -> None:
         """Let go of what was gathered, whose memory is needed before the next step."""

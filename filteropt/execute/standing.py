@@ -55,8 +55,9 @@ class Standing:
     ) -> None:
         self.subjects = [(r.name, r.block) for r in readings]
         self._bound, self._layouts = bound, layouts
-        self._linearize_at = group["linearize_at"]
+        self._group, self._linearize_at = group, group["linearize_at"]
         self._params = list(group["params"])
+        self._forms = list(map(_form, self._params))
         self._live = [p.grad is not None for p in self._params]
         self._members = [[id(r.p) for r in batch.readings] for batch in batches]
         self._states = [states[r.p] for r in readings]
@@ -77,13 +78,15 @@ class Standing:
         """
         params = group["params"]
         return (
-            len(params) == len(self._params)
+            group is self._group
+            and len(params) == len(self._params)
             and all(map(operator.is_, params, self._params))
             and [p.grad is not None for p in params] == self._live
             and group["linearize_at"] == self._linearize_at
             and all(map(operator.is_, self._now(states), self._states))
             and all(map(operator.is_, self._tensors(), self._kept))
             and [x.data_ptr() for x in (*params, *self._kept)] == self._pointers
+            and list(map(_form, params)) == self._forms
             and self._serves(bound)
             and not any(state.get("evaluating") for state in self._states)
         )
@@ -121,7 +124,7 @@ class Standing:
         if members != self._members:
             return None
         if not all(
-            layout.take([r.raw for r in batch.readings])
+            layout.serves([r.raw for r in batch.readings])
             for batch, layout in zip(batches, self._layouts, strict=True)
         ):
             return None
@@ -157,6 +160,11 @@ class Standings(dict[Tensor, Standing]):
     def __reduce__(self) -> tuple[type[Standings], tuple[()]]:
         """What copying and pickling keep."""
         return Standings, ()
+
+
+def _form(x: Tensor) -> tuple[object, ...]:
+    """How a tensor lies in its memory."""
+    return x.shape, x.stride()
 
 
 def _plain(reading: Reading) -> bool:

@@ -51,6 +51,7 @@ def update(
         bucketed(filter, batch.scalars, items, gain, t=batch.t if filter.basis.turns else None)
     elif batch.readings:
         layout = batch.layout or Layout(_item(bound, states[r.p], r) for r in batch.readings)
+        layout.take([r.raw for r in batch.readings])
         choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain, batch.ahead)
         layout.release()
     moved = [p for r in batch.readings for p in r.block.members if p.grad is not None]
