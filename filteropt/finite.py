@@ -26,6 +26,10 @@ KINDS = {
 }
 
 
+SMALL = 2**15
+"""Tensors of fewer numbers are copied together, which costs less than a look at each."""
+
+
 class NonFiniteGradientError(FloatingPointError):
     """A gradient was NaN or infinite, or its square overflowed; nothing was changed."""
 
@@ -58,9 +62,10 @@ def _describe(reading: Reading) -> str:
 def all_finite(readings: list[Reading]) -> bool:
     """Whether all that was gathered is finite, squares too, on every process that shares some."""
     buckets: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
-    for _, x, limit in (found for reading in readings for found in _bounded(reading)):
-        if x.numel():
-            buckets.setdefault((limit, x.device, x.dtype), []).append(x)
+    for reading in readings:
+        for _, x, limit in _bounded(reading):
+            if x.numel():
+                buckets.setdefault((limit, x.device, x.dtype), []).append(x)
     fine = all(_bounded_by(limit, g) for (limit, _, _), g in buckets.items())
     for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
         fine = _everywhere(fine, mesh)
@@ -71,14 +76,23 @@ def _bounded_by(limit: float, tensors: list[Tensor]) -> bool:
     """Whether no magnitude exceeds a limit, nor is NaN."""
     if tensors[0].device.type != "cpu":
         return bool(torch.nn.utils.get_total_norm(tensors, float("inf")) <= limit)
-    # Sums of squares tell in most cases. What is read last is stepped first, out of the cache.
-    rows = [x.view(-1) for x in reversed(tensors) if x.is_contiguous() and x.numel() < 2**31]
-    sums = torch.stack([torch.dot(x, x) for x in rows]) if len(rows) == len(tensors) else None
     bound = min(limit * limit, torch.finfo(tensors[0].dtype).max) / 2
-    if sums is not None and bool(sums.max() <= bound):
-        return True
+    rows = _rows(tensors)
+    if rows and all(torch.dot(x, x).item() <= bound for x in rows):
+        return True  # as sums of squares tell in most cases
     extremes = torch.stack([x for tensor in tensors for x in torch.aminmax(tensor)])
     return bool(extremes.abs().max() <= limit)
+
+
+def _rows(tensors: list[Tensor]) -> list[Tensor]:
+    """All entries as a few vectors; nothing where that would take a copy of a large tensor."""
+    large = [x for x in reversed(tensors) if x.numel() >= SMALL]  # the first is stepped first
+    if not all(x.is_contiguous() and x.numel() < 2**31 for x in large):
+        return []
+    small = [x.reshape(-1) for x in tensors if x.numel() < SMALL]
+    return (
+        [torch.cat(small), *(x.view(-1) for x in large)] if small else [x.view(-1) for x in large]
+    )
 
 
 def _bounded(reading: Reading) -> Iterator[tuple[str, Tensor, float]]:

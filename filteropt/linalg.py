@@ -42,11 +42,12 @@ def predict_variance(variance: Tensor, transition: Transition) -> Tensor:
         Σ⁻, shaped like ``variance``.
     """
     ((factor,),), (noise,) = transition.F, transition.Q
-    aged: Tensor = (transition.c * factor * factor) * variance + noise
+    aged: Tensor = (transition.c * factor * factor) * variance
+    aged = aged + noise if isinstance(noise, Tensor) else aged.add_(noise)
     if transition.pull is not None:
         aged = aged / (1 + transition.pull * aged)
     ceiling = squarable(aged.dtype)
-    return aged.clamp_max(ceiling)
+    return aged.clamp_max_(ceiling)
 
 
 def lost_variance(transition: Transition) -> Scalar:

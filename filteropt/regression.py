@@ -8,6 +8,7 @@ the weight alone, which is :math:`u_0`: conditioning changes one number.
 from __future__ import annotations
 
 import functools
+import operator
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from filteropt.dtypes import squarable
-from filteropt.linalg import factor_noise
+from filteropt.linalg import factor_noise, predict_variance
 from filteropt.types import (
     Belief,
     Diag,
@@ -105,9 +106,11 @@ def predict(cov: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]
     Returns:
         The form of the prior.
     """
-    slopes, weights = _unpack(cov)
-    k, c = len(weights), transition.c
-    bounds = torch.finfo(weights[0].dtype).tiny, squarable(weights[0].dtype)
+    if len(cov) == 1:
+        return _pack([[]], [predict_variance(cov[0], transition)])
+    slopes, variances = _unpack(cov)
+    weights, k = [transition.c * x for x in variances], len(variances)
+    least, most = torch.finfo(variances[0].dtype).tiny, squarable(variances[0].dtype)
     noise_slopes, noise = factor_noise(transition.Q, k)
     columns = [[_entry(transition.F, slopes, i, j) for i in range(k)] for j in range(k)]
     new_slopes: list[list[Tensor]] = [[] for _ in range(k)]
@@ -116,14 +119,18 @@ def predict(cov: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]
         pivot: Any = noise[i]
         below: list[Any] = [noise_slopes[m][i] for m in range(i + 1, k)]
         for j, column in enumerate(columns):
-            y, weight = column[i], weights[j]
-            total = (pivot + (c * y * y) * weight).clamp(*bounds)
-            for n, m in enumerate(range(i + 1, k)):
-                column[m] = column[m] - y * below[n]
-                below[n] = below[n] + ((c * y) * weight / total) * column[m]
+            y = column[i]
+            weighted = y * weights[j]
+            total = pivot + weighted * y
+            total = total if j else total.clamp_min(least)  # what is added later is not negative
             if i + 1 < k:
-                weights[j] = weight * (pivot / total)
+                inverse = total.reciprocal()
+                for n, m in enumerate(range(i + 1, k)):
+                    column[m] = column[m] - y * below[n]
+                    below[n] = below[n] + weighted * inverse * column[m]
+                weights[j] = weights[j] * (pivot * inverse)
             pivot = total
+        pivot = pivot.clamp_max(most)
         new_variances.append(pivot)
         for n, m in enumerate(range(i + 1, k)):
             new_slopes[m].append(below[n])
@@ -154,8 +161,8 @@ def condition(
         the factors by which every latent's mean follows the gradient.
     """
     variance = cov[0]
-    posterior = variance / (1 + variance * precision)
-    return observed(cov, posterior.clamp_min(torch.finfo(posterior.dtype).tiny))
+    posterior = variance / torch.addcmul(variance.new_ones(()), variance, precision)
+    return observed(cov, posterior.clamp_min_(torch.finfo(posterior.dtype).tiny))
 
 
 def observed(
@@ -193,14 +200,14 @@ def move(
     assert isinstance(obs.curvature, Diag), "engine.check admits only diagonal curvature"
     grad = obs.grad + obs.curvature.values * disp if aux else obs.grad
     means = tuple(mean - gain * grad for mean, gain in zip(aux, column[1:], strict=True))
-    weight = (column[0] * grad).neg_()
-    return (disp + weight if aux else weight), Belief(means, cov)
+    weight = column[0] * grad
+    return (disp - weight if aux else weight.neg_()), Belief(means, cov)
 
 
 def drift(aux: Sequence[Tensor], row: Sequence[Scalar]) -> Scalar | Tensor:
     """What the other latents' means add to the one whose row of F this is; 0 without any."""
-    moved: Scalar | Tensor = sum((f * m for f, m in zip(row[1:], aux, strict=True)), 0.0)
-    return moved
+    terms = [f * m for f, m in zip(row[1:], aux, strict=True)]
+    return functools.reduce(operator.add, terms) if terms else 0.0
 
 
 def carry(aux: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]:

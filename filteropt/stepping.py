@@ -57,24 +57,30 @@ class SteppingOptimizer(KeepingOptimizer):
             subjects = standing.subjects
         if not group["lr"]:
             return Work(new, [], [])
-        params = [p for _, block in subjects for p in block.members]
-        self._watch(bound, params)  # a group may change its mind
-        gathered = self._gathering.look(bound.filter.likelihood, params)
-        of_layers = self._gathering.look(bound.filter.basis, params)
+        seen = self._seen(bound, [p for _, block in subjects for p in block.members])
         if standing is None:
             for name, block in subjects:
                 self._require_ready(block, bound, name)
-        readings, maximize = [], group["maximize"]
-        for name, block in subjects:
-            p = block.weight
-            seen = {**gathered.get(p, {}), **of_layers.get(p, {})} if gathered or of_layers else {}
-            raw = measure.gather(block, name, maximize=maximize, **seen)
-            readings.append(Reading(name, block, raw, bound.limit(raw.grad)))
+        maximize, strict = group["maximize"], group["linearize_at"] == "prediction"
+        known = standing.readings(bound) if standing and not seen and not maximize else None
+        readings = known or [
+            _reading(name, block, bound, maximize, seen.get(block.weight, {}))
+            for name, block in subjects
+        ]
         ages = standing.ages() if standing else [self._age(block.weight) for block in new]
-        strict, gain = group["linearize_at"] == "prediction", self._recipe.gain(group)
-        batches = execute.plan(bound, readings, ages, gain=gain, strict=strict)
-        placed = standing.placed(batches) if standing else None
-        return Work(new, readings, placed or batches)
+        batches = execute.plan(bound, readings, ages, gain=self._recipe.gain(group), strict=strict)
+        if standing:
+            batches = standing.placed(batches, known=known is not None)
+        return Work(new, readings, batches)
+
+    def _seen(self, bound: Bound, params: list[Tensor]) -> dict[Tensor, dict[str, Any]]:
+        """What a likelihood and a basis need beside gradients, as fields of ``Raw``."""
+        self._watch(bound, params)  # a group may change its mind
+        gathered = self._gathering.look(bound.filter.likelihood, params)
+        of_layers = self._gathering.look(bound.filter.basis, params)
+        if not of_layers:
+            return gathered
+        return {p: {**gathered.get(p, {}), **of_layers.get(p, {})} for p in params}
 
     def _age(self, p: Tensor) -> float:
         """The step that a parameter is about to take, 1 for the first."""
@@ -105,8 +111,7 @@ class SteppingOptimizer(KeepingOptimizer):
 
     def _advance(self, group: Group, bound: Bound, work: Work) -> None:
         """Take a group's step."""
-        for block in work.new:
-            self._prepare(group, block, bound)
+        self._prepare(group, work.new, bound)
         gain = self._recipe.gain(group)
         layouts = [
             execute.update(bound, batch, self.state, gain, fused=self.fused)
@@ -114,6 +119,14 @@ class SteppingOptimizer(KeepingOptimizer):
         ]
         if any(batch.layout is None for batch in work.batches):
             self._standings.keep(group, bound, work.readings, work.batches, layouts, self.state)
+
+
+def _reading(
+    name: Callable[[], str], block: Block, bound: Bound, maximize: bool, seen: dict[str, Any]
+) -> Reading:
+    """Gather what belongs to a block."""
+    raw = measure.gather(block, name, maximize=maximize, **seen)
+    return Reading(name, block, raw, bound.limit(raw.grad))
 
 
 def _called(

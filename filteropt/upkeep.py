@@ -25,21 +25,23 @@ class KeepingOptimizer(SamplingOptimizer):
 
     belief_dtype: torch.dtype | None
 
-    def _prepare(self, group: Group, block: Block, bound: Bound) -> None:
-        """Give a block's parameters the state that their group's options need, and no other."""
+    def _prepare(self, group: Group, blocks: list[Block], bound: Bound) -> None:
+        """Give blocks' parameters the state that their group's options need, and no other."""
         strict = group["linearize_at"] == "prediction"  # and it may change its mind
-        for p in block.members:
-            if p.grad is None:
-                continue
+        made = []
+        for block, p in [(b, p) for b in blocks for p in b.members if p.grad is not None]:
             state, own = self.state[p], bound.names(block) if p is block.weight else ()
             if not state or (group["lr"] and not group["base_lr"] and not state["step"]):
                 learned = bound.basis(block) if state else ()
                 fresh = self._fresh(group, block, p)
                 state.update({k: v for k, v in fresh.items() if k not in learned})
+                made.append(state)
             for name in state.keys() - {*own, *(RESERVED if strict else ("step",))}:
                 del state[name]
             if strict and "evaluating" not in state:
                 state.update(belief.strict_state(bound.filter.dynamics.k))
+        if execute.is_elementwise(bound.filter):
+            execute.side_by_side(made)
 
     def _fresh(self, group: Group, block: Block, p: Tensor) -> Group:
         """A member's state before the first gradient: of the constructed ``lr``'s prior."""

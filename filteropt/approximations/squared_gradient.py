@@ -63,6 +63,6 @@ class SquaredGradient(GradientLikelihood):
     ) -> tuple[Observation, Memory]:
         """Λ = g², and the average gradient."""
         scale, *numbers = scalars
-        grad = scale * raw.grad
+        grad = raw.grad if isinstance(scale, float) and scale == 1 else scale * raw.grad
         pull, like = self._pull(like, grad, tuple(numbers))
         return Observation(pull, Diag(grad * grad)), like

@@ -7,6 +7,7 @@ from filteropt.execute.fused import fused
 from filteropt.execute.items import Ahead, Item, write
 from filteropt.execute.loop import loop
 from filteropt.execute.plan import Batch, plan, require_prediction
+from filteropt.execute.rows import side_by_side
 from filteropt.execute.standing import Standing, Standings
 from filteropt.execute.update import update
 
@@ -25,6 +26,7 @@ __all__ = [
     "objection",
     "plan",
     "require_prediction",
+    "side_by_side",
     "update",
     "write",
 ]

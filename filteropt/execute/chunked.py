@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from functools import partial
+
+import torch
 
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.flat import Run, advance, pieces
@@ -40,17 +43,29 @@ def chunked(
 
 
 def step_pieces(
-    filter: Filter, numbers: Scalars, gain: float, ahead: Ahead | None, run: Run
+    filter: Filter, numbers: Scalars, gain: float, ahead: Ahead | None, runs: list[Run]
 ) -> None:
-    """Step a run of vectors.
+    """Step runs of vectors.
 
     Args:
         filter: an elementwise composition.
         numbers: the step's numbers, as floats.
         gain: factor on the displacement.
         ahead: how the mean then moves, where gradients are taken at the prediction.
-        run: the weights.
+        runs: the weights.
     """
-    size = PIECE if run.p.device.type == "cpu" else run.p.numel()
-    for piece in pieces(run, size):
-        advance(filter, numbers, piece, gain, ahead)
+    _keep_memory()
+    for run in runs:
+        size = PIECE if run.p.device.type == "cpu" else run.p.numel()
+        for piece in pieces(run, size):
+            advance(filter, numbers, piece, gain, ahead)
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Let the C library keep the memory of intermediate results, which the next piece needs again.
+
+    glibc takes the largest block that was given back, up to 32 MiB, for the size from which blocks
+    are worth returning to the system, piece after piece. This one is never touched.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)

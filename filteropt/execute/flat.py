@@ -27,11 +27,13 @@ class Run(NamedTuple):
             first; and the state's tensors, of which one without dimensions is shared by all.
         names: what was gathered, by its names.
         form: the form of the state, which holds none of its tensors.
+        kind: what tells programs for runs apart, if that is known.
     """
 
     columns: list[Tensor]
     names: tuple[str, ...]
     form: State
+    kind: tuple[object, ...] = ()
 
     @property
     def p(self) -> Tensor:
@@ -50,7 +52,7 @@ class Run(NamedTuple):
 
     def of(self, columns: list[Tensor]) -> Run:
         """A run of other tensors, in the same order."""
-        return Run(columns, self.names, self.form)
+        return Run(columns, self.names, self.form, self.kind)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Run:
         """A run of what a function makes of every tensor."""

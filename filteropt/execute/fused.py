@@ -14,7 +14,8 @@ from filteropt.execute.flat import Run, pieces
 from filteropt.execute.items import Ahead, Item
 from filteropt.execute.layout import Layout
 from filteropt.execute.loop import loop
-from filteropt.execute.program import Program, build, kind_of, numbers_of, structure_of
+from filteropt.execute.numbers import kind_of, numbers_of, structure_of
+from filteropt.execute.program import Program, build
 from filteropt.trees import tree_map
 
 __all__ = ["fused"]
@@ -50,17 +51,19 @@ def fused(
     structure = structure_of(filter, scalars, ahead)
     ready: dict[object, tuple[Program, Tensor] | None] = {}
 
-    def advance(run: Run) -> None:
-        kind = kind_of(run)
-        if kind not in ready:
-            program = _program(filter, scalars, ahead, run, (structure, kind))
-            ready[kind] = None if program is None else (program, program.values(given, run))
-        found = ready[kind] if run.p.numel() > 1 else None
-        if found is None:
-            step_pieces(filter, numbers, gain, ahead, run)
-            return
-        program, values = found
-        for piece in pieces(run, LONGEST):
+    def advance(runs: list[Run]) -> None:
+        calls: list[tuple[Program, Tensor, Run]] = []
+        for run in runs:
+            kind = kind_of(run)
+            if kind not in ready:
+                program = _program(filter, scalars, ahead, run, (structure, kind))
+                ready[kind] = None if program is None else (program, program.values(given, run))
+            found = ready[kind] if run.p.numel() > 1 else None
+            if found is None:
+                step_pieces(filter, numbers, gain, ahead, [run])
+            else:
+                calls += [(*found, piece) for piece in pieces(run, LONGEST)]
+        for program, values, piece in calls:  # each of which leaves nothing else in the cache
             program.apply(values, piece)
 
     loop(filter, numbers, Layout.of(items).each(advance), gain, ahead)

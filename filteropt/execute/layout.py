@@ -6,22 +6,22 @@ vector, stepped together and copied back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from filteropt.execute.flat import Run, run_of
 from filteropt.execute.items import Item
-from filteropt.execute.overlaps import Taken, strides_of, tied
+from filteropt.execute.overlaps import Taken, form_of, is_dense, strides_of, tied
+from filteropt.execute.packs import Pack, Whole, vector
+from filteropt.execute.rows import SMALL, as_row
 from filteropt.rounding import held
 from filteropt.trees import restore
 from filteropt.types import Raw
 
 __all__ = ["Layout"]
 
-SMALL = 2**15
-"""Tensors of fewer numbers are copied together, which costs less than a step of each."""
 TOGETHER = 2**22
 """Numbers that are copied together at most."""
 NOTHING = Raw(torch.empty(0, device="meta"))
@@ -35,13 +35,16 @@ class Layout:
 
     Args:
         items: the parameters.
+        steps: how many steps each of them took.
 
     Attributes:
         weights: how many numbers they have.
     """
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        items = list(items)
+    def __init__(self, items: Iterable[Item], steps: Sequence[Tensor] = ()) -> None:
+        items, row = list(items), as_row(list(steps)) if steps else None
+        self._steps = list(steps) if row is None else [row]
+        self._ones = [x.new_ones(()) for x in self._steps]
         runs = [run_of(item) for item in items]
         self._items = [
             item._replace(raw=NOTHING, state=run.form)
@@ -51,7 +54,8 @@ class Layout:
         self._forms = list(map(_form, self._raws))
         self._taken = Taken(x for run in runs for x in (run.p, *run.kept))
         self.weights = sum(run.p.numel() for run in runs)
-        self._rest, packs = list[int](), list[dict[int, Run]]()
+        self._rest, self._packs = list[int](), list[Pack]()
+        self._wholes = list[Whole]()
         overlapping, alike = tied([run.p for run in runs]), dict[object, dict[int, Run]]()
         for i, (item, run) in enumerate(zip(items, runs, strict=True)):
             if i in overlapping or not _regular(item, run):
@@ -59,11 +63,11 @@ class Layout:
             elif not _gapless(run):
                 alike.setdefault(_kind(run), {})[i] = run
             elif run.p.numel() >= SMALL:
-                packs.append({i: _vectors(run)})
+                self._wholes.append(Whole(i, _vectors(run)))
             else:
                 alike.setdefault(_kind(run), {})[i] = _vectors(run)
-        packs += [pack for found in alike.values() for pack in _packed(found)]
-        self._packs = [_Pack(list(pack), list(pack.values())) for pack in packs]
+        for pack in (pack for found in alike.values() for pack in _packed(found)):
+            self._packs.append(Pack(list(pack), list(pack.values())))
 
     @staticmethod
     def of(items: Iterable[Item]) -> Layout:
@@ -88,8 +92,12 @@ class Layout:
         Returns:
             Whether the layout holds for it; else all has to be found anew.
         """
-        found = (x for raw in raws for x in raw if isinstance(x, Tensor))
-        return list(map(_form, raws)) == self._forms and all(map(self._taken.spares, found))
+        found = [x for raw in raws for x in raw if isinstance(x, Tensor)]
+        return list(map(_form, raws)) == self._forms and self.spares(found)
+
+    def spares(self, tensors: list[Tensor]) -> bool:
+        """Whether tensors share no memory with parameters and states."""
+        return all(map(self._taken.spares, tensors))
 
     def take(self, raws: list[Raw]) -> None:
         """Go on with what was gathered for another step, until :meth:`release`."""
@@ -99,71 +107,24 @@ class Layout:
         """Let go of what was gathered, whose memory is needed before the next step."""
         self._raws = []
 
-    def each(self, advance: Callable[[Run], None]) -> list[Item]:
+    def count(self) -> None:
+        """Count a step of every parameter."""
+        torch._foreach_add_(self._steps, self._ones)
+
+    def each(self, advance: Callable[[list[Run]], None]) -> list[Item]:
         """Advance everything that can be laid out in runs of vectors.
 
         Args:
-            advance: steps a run in place.
+            advance: steps runs in place.
 
         Returns:
             The items that cannot, as they are. Those are empty, of another tensor type, or overlap
             in memory.
         """
+        advance([whole.run(self._raws) for whole in self._wholes])
         for pack in self._packs:
             pack.advance(self._raws, advance)
         return [self._item(i) for i in self._rest]
-
-
-class _Pack:
-    """Runs that are stepped together: copied into one and back, or a single one as it lies.
-
-    Args:
-        places: which of the items they are.
-        runs: what belongs to each, as vectors where they lie without gaps.
-    """
-
-    def __init__(self, places: list[int], runs: list[Run]) -> None:
-        self._places, self._names, self._form = places, runs[0].names, runs[0].form
-        self._sizes = [run.p.numel() for run in runs]
-        self._flat = [run.p.dim() == 1 for run in runs]
-        self._columns = [list(x) for x in zip(*([x.p, *x.kept] for x in runs), strict=True)]
-        self._whole = len(runs) == 1 and _gapless(runs[0])
-
-    def advance(self, raws: list[Raw], advance: Callable[[Run], None]) -> None:
-        """Advance all of them, given what was gathered for every item."""
-        found = [[getattr(raws[i], name) for i in self._places] for name in self._names]
-        if self._whole:
-            columns = [self._columns[0], *found, *self._columns[1:]]
-            advance(self._run([x if x.dim() < 2 else _vector(x) for (x,) in columns]))
-            return
-        run = self._run(list(map(self._row, (self._columns[0], *found, *self._columns[1:]))))
-        advance(run)
-        for column, row in zip(self._columns, (run.p, *run.kept), strict=True):
-            self._spread(row, column)
-
-    def _run(self, columns: list[Tensor]) -> Run:
-        return Run(columns, self._names, self._form)
-
-    def _row(self, column: list[Tensor]) -> Tensor:
-        """Tensors as one vector; a number that n weights share counts n times."""
-        if any(x.dim() != 1 for x in column):
-            parts = zip(column, self._flat, self._sizes, strict=True)
-            column = [
-                x if x.dim() == 1 else x.expand(n) if not x.dim() else
-                _vector(x) if flat else x.reshape(-1)
-                for x, flat, n in parts
-            ]  # fmt: skip
-        return torch.cat(column)
-
-    def _spread(self, row: Tensor, column: list[Tensor]) -> None:
-        """Copy a vector back to where it came from."""
-        parts = list(row.split_with_sizes(self._sizes))
-        if any(x.dim() != 1 for x in column):
-            parts = [
-                part if x.dim() == 1 else part.view(x.shape) if x.dim() else part[0]
-                for x, part in zip(column, parts, strict=True)
-            ]
-        torch._foreach_copy_(column, parts)
 
 
 def _packed(runs: dict[int, Run]) -> list[dict[int, Run]]:
@@ -181,9 +142,7 @@ def _packed(runs: dict[int, Run]) -> list[dict[int, Run]]:
 
 def _form(raw: Raw) -> tuple[object, ...]:
     """How tensors that were gathered lie in their memory."""
-    return tuple(
-        [(x.dtype, x.shape, x.stride(), x.is_neg()) if type(x) is Tensor else type(x) for x in raw]
-    )
+    return tuple(map(form_of, raw))
 
 
 def _kind(run: Run) -> object:
@@ -195,12 +154,7 @@ def _vectors(run: Run) -> Run:
     """A run without gaps, in its order in memory, which it shares."""
     if not run.p.dim():
         return run.map(lambda x: x.view(1))
-    return run.map(lambda x: _vector(x) if x.dim() else x)
-
-
-def _vector(x: Tensor) -> Tensor:
-    """A tensor without gaps as a vector, in its order in memory."""
-    return x.as_strided((x.numel(),), (1,))
+    return run.map(lambda x: vector(x) if x.dim() else x)
 
 
 def _regular(item: Item, run: Run) -> bool:
@@ -215,12 +169,10 @@ def _regular(item: Item, run: Run) -> bool:
 
 def _gapless(run: Run) -> bool:
     """Whether a run's tensors lie without gaps, in one order, each in memory of its own."""
-    strides, size = strides_of(run.p), 1
-    for stride, length in sorted(strides):
-        if stride != size:
-            return False
-        size *= length
+    strides = strides_of(run.p)
     memories = {x.untyped_storage().data_ptr() for x in run.columns}
-    return len(memories) == len(run.columns) and all(
-        not x.is_neg() and (strides_of(x) == strides or not x.dim()) for x in run.columns
+    return (
+        is_dense(run.p)
+        and len(memories) == len(run.columns)
+        and all(not x.is_neg() and (strides_of(x) == strides or not x.dim()) for x in run.columns)
     )

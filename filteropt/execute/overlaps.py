@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["Taken", "strides_of", "tied"]
+__all__ = ["Taken", "form_of", "is_dense", "strides_of", "tied"]
 
 
 class Taken:
@@ -32,6 +33,20 @@ class Taken:
         return i == len(self._ends) or end <= self._starts[i]
 
 
+def form_of(x: object) -> object:
+    """How a plain tensor lies in its memory.
+
+    Args:
+        x: anything.
+
+    Returns:
+        The same for all tensors that lie alike; the type of what is not a plain tensor.
+    """
+    if (type(x) is Tensor or type(x) is nn.Parameter) and x.layout is torch.strided:
+        return x.dtype, x.shape, x.stride(), x.is_neg()
+    return type(x)
+
+
 def strides_of(x: Tensor) -> list[tuple[int, int]]:
     """Stride and length of every dimension that has any.
 
@@ -42,6 +57,23 @@ def strides_of(x: Tensor) -> list[tuple[int, int]]:
         A pair for every dimension of more or less than one entry, in order.
     """
     return [(int(s), int(n)) for s, n in zip(x.stride(), x.shape, strict=True) if n != 1]
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether a tensor fills a piece of memory, in whichever order.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether it has no gaps, and no two entries are one number.
+    """
+    size = 1
+    for stride, length in sorted(strides_of(x)):
+        if stride != size:
+            return False
+        size *= length
+    return True
 
 
 def tied(tensors: list[Tensor]) -> set[int]:

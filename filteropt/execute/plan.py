@@ -55,15 +55,16 @@ def plan(
             no prediction.
     """
     filter, batches = bound.filter, []
-    for reading in readings:
-        for part in (filter.posterior, filter.basis) if is_dtensor(reading.p) else ():
+    for reading in [r for r in readings if is_dtensor(r.p)]:
+        for part in (filter.posterior, filter.basis):
             if not part.elementwise:
                 raise TypeError(
                     f"{reading.name()} is sharded, but {type(part).__name__} needs whole tensors; "
                     f"use parts that treat every weight on its own, such as Diagonal"
                 )
-    for t in sorted(set(ages)):
-        members = [r for r, age in zip(readings, ages, strict=True) if age == t]
+    found = sorted(set(ages))
+    for t in found:
+        members = [r for r, age in zip(readings, ages, strict=True) if age == t or len(found) == 1]
         scalars, ahead = engine.scalars(filter, t), None
         if strict:  # the last step predicted the mean that the parameters hold
             scalars = scalars._replace(decay=0.0, moves=0.0)

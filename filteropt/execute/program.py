@@ -8,10 +8,10 @@ step, and none of a hyperparameter, is part of what was compiled.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,35 +21,54 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from filteropt.engine import Filter, Scalars
+from filteropt.execute.arithmetic import of_floats
 from filteropt.execute.flat import Run, advance
 from filteropt.execute.items import Ahead
-from filteropt.execute.once import once
-from filteropt.hyperparameters import hints_of
+from filteropt.execute.numbers import numbers_of, with_numbers
 from filteropt.trees import tree_map
 
-__all__ = ["Program", "build", "kind_of", "numbers_of", "record", "structure_of"]
+__all__ = ["Program", "build", "record"]
 
 TRIAL = 2**20
 """Weights of the first call, which compiles: so many that the kernel uses all threads."""
 
-Take = Callable[[float], Any]
+FEW = 64
+"""Steps whose numbers are remembered."""
 
 
 class Program(NamedTuple):
-    """A compiled step.
+    """A compiled step, for runs of one kind.
 
     Attributes:
-        prelude: from all numbers of a step to those that the kernel uses.
+        prelude: from all numbers of a step, 0-d tensors, to those that the kernel uses.
+        quick: the same of floats, where it can be had.
+        used: which of the numbers the prelude looks at.
+        known: what the kernel is given, for numbers met before.
         kernel: steps vectors in place, given those numbers and a run's columns.
     """
 
     prelude: Callable[..., list[Tensor]]
+    quick: Callable[..., list[float]] | None
+    used: list[int]
+    known: dict[tuple[float, ...], Tensor]
     kernel: Callable[..., None]
 
     def values(self, numbers: list[float], run: Run) -> Tensor:
         """The numbers that the kernel uses, one vector in the belief's dtype on its device."""
-        found = self.prelude(*torch.tensor(numbers, dtype=torch.float64).unbind())
-        return torch.stack(found).to(run.p.device, run.grad.dtype)
+        key = tuple([numbers[i] for i in self.used])
+        if key not in self.known:
+            if len(self.known) >= FEW:
+                self.known.clear()
+            found = torch.tensor(self._worked_out(numbers), dtype=torch.float64)
+            self.known[key] = found.to(run.p.device, run.grad.dtype)
+        return self.known[key]
+
+    def _worked_out(self, numbers: list[float]) -> list[float]:
+        if self.quick is not None:
+            with contextlib.suppress(ArithmeticError, ValueError):  # tensors may be infinite
+                return self.quick(*numbers)
+        tensors = self.prelude(*torch.tensor(numbers, dtype=torch.float64).unbind())
+        return [float(x) for x in tensors]
 
     def apply(self, values: Tensor, run: Run) -> None:
         """Step a run of vectors in place; what its weights share goes in as a vector of one.
@@ -83,13 +102,15 @@ def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Pr
         traced: Scalars = tree_map(lambda _: next(given), scalars)
         gain = next(given)
         then: Ahead | None = tree_map(lambda _: next(given), ahead)
-        parts = _with_numbers(filter, lambda _: next(given))
+        parts = with_numbers(filter, lambda _: next(given))
         advance(parts, traced, run.of(list(inputs[len(numbers) :])), gain, then)
 
     trial = run.map(lambda x: x.new_ones(TRIAL if x.dim() else 1))
     few = trial.map(lambda x: x[:64].clone())
     prelude, rest = record(program, len(numbers), few.columns)
-    made = Program(prelude, rest)
+    inputs = [node for node in prelude.graph.nodes if node.op == "placeholder"]
+    used = [i for i, node in enumerate(inputs) if node.users]
+    made = Program(prelude, of_floats(prelude), used, {}, rest)
     values = made.values(numbers, trial)
     made = made._replace(kernel=_compiled(rest, [values, *_sized(trial)]))
     made.apply(values, trial)
@@ -179,122 +200,3 @@ def _is_number(node: Node) -> bool:
     value = node.meta.get("val")
     kinds = torch.float64, torch.bool
     return isinstance(value, Tensor) and value.dtype in kinds and not value.dim()
-
-
-# Numbers and structure ----------------------------------------------------------------------------
-
-
-def numbers_of(
-    filter: Filter, scalars: Scalars, gain: float, ahead: Ahead | None = None
-) -> list[float]:
-    """All numbers that a step depends on, in order.
-
-    Args:
-        filter: the composition, whose parts' own numbers count.
-        scalars: the step's.
-        gain: the factor on displacements.
-        ahead: how the mean then moves, if it does.
-
-    Returns:
-        Floats.
-    """
-    found: list[float] = []
-    tree_map(lambda x: found.append(float(x)), scalars)
-    found.append(gain)
-    tree_map(lambda x: found.append(float(x)), ahead)
-    for part, name in _numeric(filter):
-        value = getattr(part, name)
-        found.extend(map(float, value) if isinstance(value, tuple) else [float(value)])
-    return found
-
-
-def structure_of(
-    filter: Filter, scalars: Scalars, ahead: Ahead | None = None
-) -> tuple[object, ...]:
-    """What a program is compiled for: a composition without its numbers.
-
-    Args:
-        filter: the composition.
-        scalars: a step's numbers, of which it matters which there are.
-        ahead: how the mean then moves, if it does.
-
-    Returns:
-        A key, the same for all compositions that a program can serve.
-    """
-    return tree_map(lambda _: 0, (scalars, ahead)), *_structures(filter)
-
-
-def kind_of(run: Run) -> tuple[object, ...]:
-    """What a program is compiled for: vectors of these dtypes on this device.
-
-    Args:
-        run: vectors.
-
-    Returns:
-        A key, the same for all runs that a program can serve.
-    """
-    return run.p.device, run.names, *((x.dtype, x.dim()) for x in run.columns)
-
-
-def _parts(filter: Filter) -> Iterator[Any]:
-    """The parts that an element program is made of."""
-    yield from (filter.likelihood, filter.posterior, filter.basis, *filter.projections)
-
-
-def _with_numbers(filter: Filter, take: Take) -> Filter:
-    """A filter whose parts' numbers are what ``take`` makes of them, in order."""
-    likelihood, posterior, basis, *projections = (_replaced(x, take) for x in _parts(filter))
-    return replace(filter, likelihood=likelihood, posterior=posterior, basis=basis,
-                   projections=tuple(projections))  # fmt: skip
-
-
-@once
-def _numeric(filter: Filter) -> list[tuple[Any, str]]:
-    """Every field of a filter's parts that holds numbers, in the order of those above."""
-    return [found for part in _parts(filter) for found in _numeric_fields(part)]
-
-
-def _numeric_fields(part: Any) -> Iterator[tuple[Any, str]]:
-    for name, value, numeric in _fields(part):
-        if numeric:
-            yield part, name
-        elif is_dataclass(value):
-            yield from _numeric_fields(value)
-
-
-@once
-def _structures(filter: Filter) -> tuple[tuple[object, ...], ...]:
-    """Every part without its numbers."""
-    return tuple(_structure(part) for part in _parts(filter))
-
-
-def _replaced(part: Any, take: Take) -> Any:
-    """A copy of a part, unchecked, with other numbers."""
-    copy = object.__new__(type(part))
-    for name, value, numeric in _fields(part):
-        if numeric:
-            value = tuple(map(take, value)) if isinstance(value, tuple) else take(value)
-        elif is_dataclass(value):
-            value = _replaced(value, take)
-        object.__setattr__(copy, name, value)
-    return copy
-
-
-def _structure(part: Any) -> tuple[object, ...]:
-    """A part without its numbers."""
-    found: list[object] = [type(part)]
-    for _, value, numeric in _fields(part):
-        if numeric:
-            found.append(len(value) if isinstance(value, tuple) else "number")
-        else:
-            found.append(_structure(value) if is_dataclass(value) else value)
-    return tuple(found)
-
-
-def _fields(part: Any) -> Iterator[tuple[str, Any, bool]]:
-    """A part's fields by name, and whether they are numbers: floats by their annotation."""
-    hints = hints_of(type(part), metadata=False)
-    for field in fields(part):
-        value, hint = getattr(part, field.name), hints.get(field.name)
-        numeric = float in (hint, *get_args(hint)) and value is not None
-        yield field.name, value, numeric

@@ -10,21 +10,25 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from filteropt.blocks import blocks_of
 from filteropt.execute.choice import is_elementwise
 from filteropt.execute.layout import Layout
+from filteropt.execute.overlaps import form_of
 from filteropt.execute.plan import Batch
+from filteropt.execute.rows import as_row, numbers_in
 from filteropt.measure import PLAIN, Reading
 from filteropt.recipe import Bound
+from filteropt.types import Raw
 
 __all__ = ["Standing", "Standings"]
 
 Group = dict[str, Any]
 States = Mapping[Tensor, dict[str, Any]]
 
+NOTHING = (None,) * 4
+"""What was gathered beside a gradient, where only that was."""
 FEW = 64
 """Groups that are kept: one for each, and more where gradients come and go."""
 
@@ -57,13 +61,23 @@ class Standing:
         self._bound, self._layouts = bound, layouts
         self._group, self._linearize_at = group, group["linearize_at"]
         self._params = list(group["params"])
-        self._forms = list(map(_form, self._params))
+        self._forms = list(map(form_of, self._params))
         self._live = [p.grad is not None for p in self._params]
+        self._weights = [r.p for r in readings]
+        self._plain = all(r.raw.grad is r.p.grad and r.raw[1:] == NOTHING for r in readings)
+        self._slopes, self._spared = [form_of(r.p.grad) for r in readings], list[int]()
         self._members = [[id(r.p) for r in batch.readings] for batch in batches]
         self._states = [states[r.p] for r in readings]
-        self._keys = (*bound.names(readings[0].block), "step")
-        self._kept = [state[key] for state in self._states for key in self._keys]
-        self._pointers = [x.data_ptr() for x in (*self._params, *self._kept)]
+        self._names = (*bound.names(readings[0].block), "step")
+        self._kept = [x for state in self._states for x in state.values()]
+        self._tensors = [x for x in self._kept if isinstance(x, Tensor)]
+        self._pointers = [x.data_ptr() for x in (*self._params, *self._tensors)]
+        self._steps, self._aside = (
+            [state[name] for state in self._states if name in state]
+            for name in ("step", "evaluating")
+        )
+        self._step_row = as_row(self._steps)
+        self._aside_row = as_row(self._aside) if self._aside else None
 
     def holds(self, group: Group, bound: Bound, states: States) -> bool:
         """Whether everything is there, and lies where it did.
@@ -83,19 +97,20 @@ class Standing:
             and all(map(operator.is_, params, self._params))
             and [p.grad is not None for p in params] == self._live
             and group["linearize_at"] == self._linearize_at
-            and all(map(operator.is_, self._now(states), self._states))
-            and all(map(operator.is_, self._tensors(), self._kept))
-            and [x.data_ptr() for x in (*params, *self._kept)] == self._pointers
-            and list(map(_form, params)) == self._forms
+            and self._there(states)
+            and [x.data_ptr() for x in (*params, *self._tensors)] == self._pointers
+            and list(map(form_of, params)) == self._forms
             and self._serves(bound)
-            and not any(state.get("evaluating") for state in self._states)
+            and not (self._aside and any(numbers_in(self._aside, self._aside_row)))
         )
 
-    def _now(self, states: States) -> list[dict[str, Any] | None]:
-        return [states.get(block.weight) for _, block in self.subjects]
-
-    def _tensors(self) -> list[Tensor | None]:
-        return [state.get(key) for state in self._states for key in self._keys]
+    def _there(self, states: States) -> bool:
+        """Whether the states are those that are known, with just the tensors that are."""
+        now = list(map(states.get, self._weights))
+        if not all(map(operator.is_, now, self._states)):
+            return False
+        kept = [x for state in self._states for x in state.values()]
+        return len(kept) == len(self._kept) and all(map(operator.is_, kept, self._kept))
 
     def _serves(self, bound: Bound) -> bool:
         """Whether a composition is the one that is known, but for its numbers."""
@@ -105,30 +120,55 @@ class Standing:
         alike = (
             is_elementwise(bound.filter)
             and len(blocks_of(self._params, like)) == len(self._params)
-            and (*bound.names(first), "step") == self._keys
+            and (*bound.names(first), "step") == self._names
             and _types(bound.form(first)) == _types(self._bound.form(first))
         )
         self._bound = bound if alike else self._bound
         return alike
 
+    def readings(self, bound: Bound) -> list[Reading] | None:
+        """Gradients that can be used as they are and lie as they did, in memory of their own.
+
+        Args:
+            bound: the composition, which needs nothing else.
+
+        Returns:
+            A reading of every parameter; ``None`` if they have to be looked at one by one.
+        """
+        grads: list[Any] = [p.grad for p in self._weights]
+        if not self._plain or list(map(form_of, grads)) != self._slopes:
+            return None
+        pointers = list(map(Tensor.data_ptr, grads))
+        if pointers != self._spared:
+            if not all(layout.spares(grads) for layout in self._layouts):
+                return None
+            self._spared = pointers
+        limits = {dtype: bound.limit(x) for dtype, x in {x.dtype: x for x in grads}.items()}
+        return [
+            Reading(name, block, Raw(grad), limits[grad.dtype])
+            for (name, block), grad in zip(self.subjects, grads, strict=True)
+        ]
+
     def ages(self) -> list[float]:
         """The step that each parameter is about to take, 1 for the first."""
-        steps: list[float] = torch.stack(
-            self._kept[len(self._keys) - 1 :: len(self._keys)]
-        ).tolist()
-        return [1 + step for step in steps]
+        return [1 + step for step in numbers_in(self._steps, self._step_row)]
 
-    def placed(self, batches: list[Batch]) -> list[Batch] | None:
-        """Batches with their layouts, if what was gathered lies as it did; else ``None``."""
-        members = [[id(r.p) for r in batch.readings] for batch in batches]
-        if members != self._members:
-            return None
-        if not all(
-            layout.serves([r.raw for r in batch.readings])
-            for batch, layout in zip(batches, self._layouts, strict=True)
-        ):
-            return None
-        return [b._replace(layout=x) for b, x in zip(batches, self._layouts, strict=True)]
+    def placed(self, batches: list[Batch], *, known: bool) -> list[Batch]:
+        """Batches with their layouts, if those hold.
+
+        Args:
+            batches: the group, with what was gathered.
+            known: whether that lies as it did.
+
+        Returns:
+            The batches, of which none or all have a layout.
+        """
+        if [[id(r.p) for r in batch.readings] for batch in batches] != self._members:
+            return batches
+        both = list(zip(batches, self._layouts, strict=True))
+        if not known and not all(x.serves([r.raw for r in b.readings]) for b, x in both):
+            return batches
+        return [batch._replace(layout=layout) for batch, layout in both]
 
 
 class Standings(dict[Tensor, Standing]):
@@ -151,7 +191,7 @@ class Standings(dict[Tensor, Standing]):
     ) -> None:
         """Know a group from now on, if all of it was laid out in plain tensors."""
         known = [layout for layout in layouts if layout is not None]
-        if not readings or len(known) < len(layouts) or not all(map(_plain, readings)):
+        if not readings or len(known) < len(layouts) or not all(map(_alone, readings)):
             return
         if len(self) >= FEW:
             self.clear()
@@ -162,12 +202,7 @@ class Standings(dict[Tensor, Standing]):
         return Standings, ()
 
 
-def _form(x: Tensor) -> tuple[object, ...]:
-    """How a tensor lies in its memory."""
-    return x.shape, x.stride()
-
-
-def _plain(reading: Reading) -> bool:
+def _alone(reading: Reading) -> bool:
     """Whether a reading is of a parameter by itself, in a tensor of this process."""
     return reading.block.bias is None and type(reading.p) in PLAIN
 

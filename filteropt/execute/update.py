@@ -45,18 +45,21 @@ def update(
     """
     if bound.filter.basis.turns and batch.t == 1:
         batch = _taught(bound, batch, states)
-    filter, layout = bound.filter, None
+    filter, layout = bound.filter, batch.layout
+    members = [p for r in batch.readings for p in r.block.members if not layout or batch.ahead]
+    moved = [p for p in members if p.grad is not None]
+    counts = [local(states[p]["step"]) for p in moved]
+    items = (_item(bound, states[r.p], r) for r in batch.readings)
     if filter.basis.turns or not filter.posterior.elementwise:
-        items = (_item(bound, states[r.p], r) for r in batch.readings)
         bucketed(filter, batch.scalars, items, gain, t=batch.t if filter.basis.turns else None)
+        for count in counts:
+            count.add_(1)
     elif batch.readings:
-        layout = batch.layout or Layout(_item(bound, states[r.p], r) for r in batch.readings)
+        layout = layout or Layout(items, counts)
         layout.take([r.raw for r in batch.readings])
         choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain, batch.ahead)
         layout.release()
-    moved = [p for r in batch.readings for p in r.block.members if p.grad is not None]
-    if moved:
-        torch._foreach_add_([local(states[p]["step"]) for p in moved], 1)
+        layout.count()
     if batch.ahead is not None:
         for p in moved if layout is None else ():
             foresee(local(p), _means(batch.ahead, states[p]), batch.ahead)
@@ -83,8 +86,7 @@ def _note(ahead: Ahead, states: list[ParameterState]) -> None:
     for name, value in {"decay": ahead.decay, **drift}.items():
         kept = [local(state[name]) for state in states]
         if kept:
-            torch._foreach_zero_(kept)
-            torch._foreach_add_(kept, float(value))
+            torch._foreach_copy_(kept, [kept[0].new_tensor(float(value))] * len(kept))
 
 
 def _taught(bound: Bound, batch: Batch, states: Mapping[Tensor, ParameterState]) -> Batch:
