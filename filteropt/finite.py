@@ -90,9 +90,8 @@ def _rows(tensors: list[Tensor]) -> list[Tensor]:
     if not all(x.is_contiguous() and x.numel() < 2**31 for x in large):
         return []
     small = [x.reshape(-1) for x in tensors if x.numel() < SMALL]
-    return (
-        [torch.cat(small), *(x.view(-1) for x in large)] if small else [x.view(-1) for x in large]
-    )
+    rows = [x.view(-1) for x in large]
+    return [torch.cat(small), *rows] if small else rows
 
 
 def _bounded(reading: Reading) -> Iterator[tuple[str, Tensor, float]]:

@@ -32,7 +32,8 @@ def scalar(x: Scalar) -> Tensor:
 def predict_variance(variance: Tensor, transition: Transition) -> Tensor:
     r"""The prior variance of the next step, :math:`1/(1/(cF^2\Sigma + Q) + R)` for one latent.
 
-    Growing dynamics without evidence are stopped where squares would overflow.
+    It stays positive, and growing dynamics without evidence are stopped where squares would
+    overflow.
 
     Args:
         variance: Σ⁺, any shape, squared weight units.
@@ -46,8 +47,7 @@ def predict_variance(variance: Tensor, transition: Transition) -> Tensor:
     aged = aged + noise if isinstance(noise, Tensor) else aged.add_(noise)
     if transition.pull is not None:
         aged = aged / (1 + transition.pull * aged)
-    ceiling = squarable(aged.dtype)
-    return aged.clamp_max_(ceiling)
+    return aged.clamp_(torch.finfo(aged.dtype).tiny, squarable(aged.dtype))
 
 
 def lost_variance(transition: Transition) -> Scalar:

@@ -172,6 +172,10 @@ class FilterOptimizer(SteppingOptimizer):
 
     def _loaded(self) -> None:
         self._gathering.clear(self.state)
+        for group in self.param_groups:
+            if execute.is_elementwise(self._bind(group).filter):
+                states = [self.state[p] for p in group["params"] if p in self.state]
+                execute.side_by_side(states)
 
     # The step ---------------------------------------------------------------------------------
 

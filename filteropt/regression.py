@@ -161,7 +161,7 @@ def condition(
         the factors by which every latent's mean follows the gradient.
     """
     variance = cov[0]
-    posterior = variance / torch.addcmul(variance.new_ones(()), variance, precision)
+    posterior = variance / (variance * precision).add_(1)
     return observed(cov, posterior.clamp_min_(torch.finfo(posterior.dtype).tiny))
 
 

@@ -139,3 +139,18 @@ def test_forms_and_means_share_no_tensors(k):
     made = [x for name, x in form._asdict().items() if "slope" in name]
     made += Diagonal().init(torch.ones(2), 1.0, k).aux
     assert len({x.data_ptr() for x in made}) == len(made) == k * (k - 1) // 2 + k - 1
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("variance", [1e-37, 1.0, 1e19])
+def test_priors_stay_where_they_and_their_squares_are_numbers(k, factor, variance):
+    cov = regression.independent([torch.full((3,), variance)] * k)
+    turn = tuple(tuple(factor * float(i <= j) for j in range(k)) for i in range(k))
+    prior = regression.predict(cov, Transition(F=turn, Q=(0.0,) * (k * (k + 1) // 2)))
+    tiny = torch.finfo(torch.float32).tiny
+    for name, x in prior._asdict().items():
+        assert x.isfinite().all()
+        if not name.startswith("slope"):
+            assert (x >= tiny).all()
+            assert (x * x).isfinite().all()

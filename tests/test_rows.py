@@ -1,4 +1,4 @@
-"""States side by side in memory, transitions that are known, and arithmetic without tensors."""
+"""States side by side in memory, and arithmetic without tensors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import copy
 import io
 import math
 import sys
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -16,12 +14,8 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import filteropt
-from filteropt import engine, models
-from filteropt.engine.steady import transition_at
 from filteropt.execute.arithmetic import of_floats
 from filteropt.execute.rows import as_row, side_by_side
-from filteropt.linalg import scalar
-from filteropt.types import Transition
 from tests.execution import assert_alike, parameters
 
 rows = sys.modules["filteropt.execute.rows"]
@@ -117,90 +111,34 @@ def _saved(opt):
     return file
 
 
-# Transitions --------------------------------------------------------------------------------------
+def test_states_that_were_loaded_lie_side_by_side_and_share_nothing():
+    params = parameters(SHAPES, dtypes=[torch.bfloat16] * 4)
+    opt = filteropt.AdaBayes(params, lr=0.1)
+    stepped(opt, params)
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    other = filteropt.AdaBayes(theirs, lr=0.1)
+    other.load_state_dict(opt.state_dict())
+    for name in ("step", "variance"):
+        assert as_row([other.state[p][name].flatten() for p in theirs]) is not None
+        assert all(
+            torch.equal(other.state[p][name], opt.state[q][name])
+            for p, q in zip(theirs, params, strict=True)
+        )
+    before = [opt.state[p]["step"].clone() for p in params]
+    stepped(other, theirs)
+    assert [opt.state[p]["step"] for p in params] == before
 
 
-@dataclass(frozen=True)
-class Warming:
-    """Noise that grows with the step."""
-
-    k: ClassVar[int] = 1
-    rate: float = 0.5
-
-    def transition(self, t):
-        return Transition(F=((scalar(1.0),),), Q=(self.rate * scalar(t),))
-
-
-class Counting:
-    """No value: what it says depends on more than its fields."""
-
-    k = 1
-
-    def __init__(self):
-        self.asked = 0
-
-    def transition(self, t):
-        self.asked += 1
-        return Transition(F=((scalar(1.0),),), Q=(scalar(self.asked),))
-
-
-@dataclass(frozen=True)
-class Learned:
-    """Noise in a tensor, which may be written to."""
-
-    k: ClassVar[int] = 1
-    noise: torch.Tensor
-
-    def transition(self, t):
-        return Transition(F=((scalar(1.0),),), Q=(self.noise,))
-
-
-def test_transitions_that_look_at_the_step_are_asked_every_time():
-    dynamics = Warming()
-    found = [float(transition_at(dynamics, scalar(t)).Q[0]) for t in (1.0, 2.0, 3.0, 4.0)]
-    assert found == [0.5, 1.0, 1.5, 2.0]
-
-
-def test_transitions_that_do_not_are_asked_a_few_times(monkeypatch):
-    asked, dynamics = [], models.FixedNoise(lr=0.1)
-    transition = models.FixedNoise.transition
-
-    def counted(self, t):
-        asked.append(t)
-        return transition(self, t)
-
-    monkeypatch.setattr(models.FixedNoise, "transition", counted)
-    found = [transition_at(dynamics, scalar(t)) for t in range(1, 9)]
-    assert len(asked) == 3  # two steps, and one look whether they differ
-    assert found[0] == found[-1]
-    assert (pytest.approx(0.01),) == found[0].Q
-
-
-def test_transitions_of_what_may_change_are_asked_every_time():
-    counting, learned = Counting(), Learned(torch.ones(()))
-    assert [float(transition_at(counting, scalar(t)).Q[0]) for t in (1.0, 2.0, 3.0)] == [1, 2, 3]
-    for t in (1.0, 2.0, 3.0):
-        learned.noise.fill_(t)
-        assert float(transition_at(learned, scalar(t)).Q[0]) == t
-
-
-def test_few_dynamics_are_held():
-    steady = sys.modules["filteropt.engine.steady"]
-    for i in range(3 * steady.FEW):
-        transition_at(models.FixedNoise(lr=0.1 + i), scalar(1))
-    assert len(steady._MET) <= steady.FEW
-
-
-@pytest.mark.parametrize("preset", [filteropt.AdaBayes, filteropt.MomentumFilter])
-def test_a_known_transition_takes_no_other_steps(preset, monkeypatch):
-    def after(known):
-        if not known:
-            monkeypatch.setattr(engine.filter, "transition_at",
-                                lambda dynamics, t: dynamics.transition(t))  # fmt: skip
-        params = parameters([(5,)])
-        return stepped(preset(params, lr=0.1), params, steps=5)
-
-    assert_alike(after(known=True), after(known=False), rtol=1e-14)
+def test_a_step_in_inference_mode_leaves_others_possible():
+    params = parameters([(3,), (5,)])
+    opt = filteropt.AdaBayes(params, lr=0.1)
+    stepped(opt, params)
+    opt._standings.clear()
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with torch.inference_mode():
+        opt.step()
+    stepped(opt, params)
 
 
 # Arithmetic ---------------------------------------------------------------------------------------
@@ -239,6 +177,10 @@ def test_nan_stays_in_clamps():
 def test_other_operations_are_left_to_tensors():
     assert of_floats(traced(lambda x: [torch.erfinv(x)], 1)) is None
     assert of_floats(traced(lambda x: [torch.add(x, x, alpha=3)], 1)) is None
+
+
+def test_multiples_are_taken():
+    assert of_floats(traced(lambda x: [torch.rsub(x, 1.0, alpha=3)], 1))(2.0) == [-5.0]
 
 
 def test_numbers_without_end_reach_the_kernel(monkeypatch):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from filteropt.approximations import Identity
 from filteropt.dtypes import belief_dtype
-from filteropt.engine.steady import transition_at
 from filteropt.linalg import lost_variance, scalar
 from filteropt.trees import tree_map
 from filteropt.types import (
@@ -102,7 +101,7 @@ def scalars(filter: Filter, t: float | Tensor) -> Scalars:
         The numbers that :func:`step` uses.
     """
     later, t = isinstance(t, float) and t > 1, scalar(t)
-    transition = transition_at(filter.dynamics, t)
+    transition: Transition = tree_map(scalar, filter.dynamics.transition(t))
     decay = 1 - transition.F[0][0] if transition.decay is None else transition.decay
     likelihood: Packed = tree_map(scalar, filter.likelihood.scalars(t))
     age = transition if later else _unless_first(transition, t)
@@ -134,13 +133,8 @@ def step(
     disp, belief = filter.posterior.condition(disp, prior, obs, scalars.transition)
     for project in filter.projections:
         disp, belief = project(disp, belief)
-    disp = _plus(filter.basis.backward(basis, disp), p, -scalars.decay)
+    disp = (-scalars.decay * p).add_(filter.basis.backward(basis, disp))
     return disp, State(belief, like, basis)
-
-
-def _plus(x: Tensor, y: Tensor, factor: Scalar) -> Tensor:
-    """``x + factor * y``, in one pass where the factor is a float."""
-    return x + factor * y if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
 def refresh(filter: Filter, t: float, state: State, raw: Raw) -> State:

@@ -21,7 +21,7 @@ FUNCTIONS: dict[object, Callable[..., Any]] = {
     aten.mul.Tensor: operator.mul,
     aten.div.Tensor: operator.truediv,
     aten.neg.default: operator.neg,
-    aten.rsub.Scalar: lambda x, y: y - x,
+    aten.rsub.Scalar: lambda x, y, alpha=1: y - alpha * x,
     aten.reciprocal.default: lambda x: 1 / x,
     aten.sqrt.default: math.sqrt,
     aten.pow.Tensor_Scalar: lambda x, power: x * x if power == 2 else math.pow(x, power),
@@ -43,9 +43,8 @@ def of_floats(graph: GraphModule) -> Callable[..., list[float]] | None:
         graph: from 0-d tensors in double precision to a list of such tensors.
 
     Returns:
-        The same function of floats, which raises ``ArithmeticError`` or ``ValueError`` where the
-        result of an operation would be infinite or undefined; ``None`` if it has others than those
-        above.
+        The same function of floats, which raises ``ArithmeticError`` or ``ValueError`` where Python
+        does, such as for 1/0; ``None`` if it has other operations than those above.
     """
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     bare = (node.target is MAKE or not node.kwargs for node in nodes)

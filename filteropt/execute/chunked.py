@@ -54,9 +54,11 @@ def step_pieces(
         ahead: how the mean then moves, where gradients are taken at the prediction.
         runs: the weights.
     """
-    _keep_memory()
     for run in runs:
-        size = PIECE if run.p.device.type == "cpu" else run.p.numel()
+        size = run.p.numel()
+        if run.p.device.type == "cpu":
+            size = PIECE
+            _keep_memory()
         for piece in pieces(run, size):
             advance(filter, numbers, piece, gain, ahead)
 
@@ -66,6 +68,6 @@ def _keep_memory() -> None:
     """Let the C library keep the memory of intermediate results, which the next piece needs again.
 
     glibc takes the largest block that was given back, up to 32 MiB, for the size from which blocks
-    are worth returning to the system, piece after piece. This one is never touched.
+    are worth returning to the system, piece after piece. That holds for the whole process.
     """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+    torch.empty(2**25 - 2**16, dtype=torch.uint8, device="cpu")

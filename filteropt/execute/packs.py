@@ -92,7 +92,7 @@ class _Column:
             return self._row
         tensors, total = tensors or self._tensors, sum(self._sizes)
         copy = tensors[0].new_empty(total) if self._copy is None else self._copy
-        self._copy = copy if total <= KEPT else None
+        self._copy = copy if total <= KEPT and not copy.is_inference() else None
         if any(x.dim() != 1 for x in tensors):
             tensors = list(map(_straight, tensors, self._sizes, self._flat))
         return torch.cat(tensors, out=copy)

@@ -29,7 +29,7 @@ States = Mapping[Tensor, dict[str, Any]]
 
 NOTHING = (None,) * 4
 """What was gathered beside a gradient, where only that was."""
-FEW = 64
+FEW = 1024
 """Groups that are kept: one for each, and more where gradients come and go."""
 
 
@@ -61,7 +61,7 @@ class Standing:
         self._bound, self._layouts = bound, layouts
         self._group, self._linearize_at = group, group["linearize_at"]
         self._params = list(group["params"])
-        self._forms = list(map(form_of, self._params))
+        self._forms = [(p.shape, p.stride()) for p in self._params]
         self._live = [p.grad is not None for p in self._params]
         self._weights = [r.p for r in readings]
         self._plain = all(r.raw.grad is r.p.grad and r.raw[1:] == NOTHING for r in readings)
@@ -99,7 +99,7 @@ class Standing:
             and group["linearize_at"] == self._linearize_at
             and self._there(states)
             and [x.data_ptr() for x in (*params, *self._tensors)] == self._pointers
-            and list(map(form_of, params)) == self._forms
+            and [(p.shape, p.stride()) for p in params] == self._forms
             and self._serves(bound)
             and not (self._aside and any(numbers_in(self._aside, self._aside_row)))
         )
