@@ -35,10 +35,10 @@ class GradientAverage(NamedTuple):
     debias: bool = True
 
     def scalars(self, t: Tensor | float) -> Packed:
-        """β₁ and the divisor."""
+        """β₁ and the factor that debiases."""
         if self.beta is None:
             return ()
-        return self.beta, bias_correction(self.beta, t) if self.debias else 1.0
+        return self.beta, 1 / bias_correction(self.beta, t) if self.debias else 1.0
 
     def init(self, p: Tensor) -> Memory:
         """One average shaped like ``p``, at zero, or nothing."""
@@ -52,9 +52,9 @@ class GradientAverage(NamedTuple):
         """The pull, and the new average."""
         if not scalars:
             return grad, like
-        beta, correction = scalars
+        beta, debiasing = scalars
         exp_avg = (beta * like.exp_avg).add_((1 - beta) * grad)
-        return exp_avg / correction, FirstMoment(exp_avg)
+        return exp_avg * debiasing, FirstMoment(exp_avg)
 
 
 class PulledLikelihood(Likelihood):

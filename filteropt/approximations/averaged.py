@@ -76,10 +76,10 @@ class Averaged(WrappedLikelihood):
             )
 
     def scalars(self, t: Tensor | float) -> Packed:
-        """The averaged likelihood's numbers, then β₂, its divisor and ε."""
+        """The averaged likelihood's numbers, then β₂, the factor that debiases and ε."""
         gathered = t - self.likelihood.delay
-        divisor = bias_correction(self.beta2, gathered) if self.bias_correction else 1.0
-        return *self.likelihood.scalars(t), self.beta2, divisor, self.eps
+        debiasing = 1 / bias_correction(self.beta2, gathered) if self.bias_correction else 1.0
+        return *self.likelihood.scalars(t), self.beta2, debiasing, self.eps
 
     def init(self, p: Tensor) -> Moments:
         """What the averaged likelihood remembers, and an average at zero."""
@@ -98,8 +98,8 @@ class Averaged(WrappedLikelihood):
 
     def curvature(self, like: Moments, p: Tensor, scalars: Packed) -> Diag:
         """The debiased average of Λ, plus ε."""
-        *_, divisor, eps = scalars
-        return Diag((like.exp_avg_sq / divisor).add_(eps))
+        *_, debiasing, eps = scalars
+        return Diag((like.exp_avg_sq * debiasing).add_(eps))
 
     def transport(self, like: Moments, turn: Turn) -> Moments | None:
         """Both, in coordinates that turned."""

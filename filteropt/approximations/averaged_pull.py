@@ -66,7 +66,7 @@ class AveragedPull(WrappedLikelihood):
         check_fields(self)
 
     def scalars(self, t: Tensor | float) -> Packed:
-        """The wrapped likelihood's numbers, then R, β₁ and its divisor."""
+        """The wrapped likelihood's numbers, then R, β₁ and its debiasing."""
         average = GradientAverage(self.beta1).scalars(t)
         return *self.likelihood.scalars(t), self.pull, *average
 
@@ -78,10 +78,10 @@ class AveragedPull(WrappedLikelihood):
         self, like: Averages, raw: Raw, p: Tensor, prior: Belief, scalars: Packed
     ) -> tuple[Observation, Averages]:
         """The wrapped likelihood's precision, and the average of gradient and pull without it."""
-        *numbers, pull, beta1, divisor = scalars
+        *numbers, pull, beta1, debiasing = scalars
         obs, own = self.likelihood.observe(like.own, raw, p, prior, tuple(numbers))
         average = GradientAverage(self.beta1)
-        pulled, objective = average.update(like.objective, obs.grad + pull * p, (beta1, divisor))
+        pulled, objective = average.update(like.objective, obs.grad + pull * p, (beta1, debiasing))
         return obs._replace(grad=pulled - pull * p), Averages(own, objective)
 
     def curvature(self, like: Averages, p: Tensor, scalars: Packed) -> Diag | None:

@@ -71,7 +71,7 @@ class AveragedSquaredGradient(Likelihood):
         return Averaged(squared, self.betas[1], self.eps, self.bias_correction)
 
     def scalars(self, t: Tensor | float) -> Packed:
-        """The scale, β₁ and its divisor, β₂ and its divisor, and ε."""
+        """The scale, β₁ and its debiasing, β₂ and its debiasing, and ε."""
         return self.composed.scalars(t)
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
