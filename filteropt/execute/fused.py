@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -15,10 +15,12 @@ from filteropt.execute.items import Ahead, Item
 from filteropt.execute.layout import Layout
 from filteropt.execute.loop import loop
 from filteropt.execute.numbers import kind_of, numbers_of, structure_of
-from filteropt.execute.program import Program, build
+from filteropt.execute.program import Program, build, inputs_of
 from filteropt.trees import tree_map
 
 __all__ = ["fused"]
+
+Kernel = Callable[..., None]
 
 LONGEST = 2**30
 """Weights of one call, so that 32 bits count them."""
@@ -52,7 +54,7 @@ def fused(
     ready: dict[object, tuple[Program, Tensor] | None] = {}
 
     def advance(runs: list[Run]) -> None:
-        calls: list[tuple[Program, Tensor, Run]] = []
+        calls: list[tuple[Kernel, list[Tensor]]] = []
         for run in runs:
             kind = kind_of(run)
             if kind not in ready:
@@ -62,9 +64,10 @@ def fused(
             if found is None:
                 step_pieces(filter, numbers, gain, ahead, [run])
             else:
-                calls += [(*found, piece) for piece in pieces(run, LONGEST)]
-        for program, values, piece in calls:  # each of which leaves nothing else in the cache
-            program.apply(values, piece)
+                ours, values = found
+                calls += [(ours.kernel, inputs_of(values, x)) for x in pieces(run, LONGEST)]
+        for kernel, inputs in calls:  # each of which leaves nothing else in the cache
+            kernel(*inputs)
 
     loop(filter, numbers, Layout.of(items).each(advance), gain, ahead)
 

@@ -27,7 +27,7 @@ from filteropt.execute.items import Ahead
 from filteropt.execute.numbers import numbers_of, with_numbers
 from filteropt.trees import tree_map
 
-__all__ = ["Program", "build", "record"]
+__all__ = ["Program", "build", "inputs_of", "record"]
 
 TRIAL = 2**20
 """Weights of the first call, which compiles: so many that the kernel uses all threads."""
@@ -70,17 +70,20 @@ class Program(NamedTuple):
         tensors = self.prelude(*torch.tensor(numbers, dtype=torch.float64).unbind())
         return [float(x) for x in tensors]
 
-    def apply(self, values: Tensor, run: Run) -> None:
-        """Step a run of vectors in place; what its weights share goes in as a vector of one.
 
-        Inductor's kernels forget what they write into a tensor without dimensions (torch 2.13).
-        """
-        self.kernel(values, *_sized(run))
+def inputs_of(values: Tensor, run: Run) -> list[Tensor]:
+    """What a kernel is given to step a run: vectors, of one number where its weights share it.
 
+    Inductor's kernels forget what they write into a tensor without dimensions (torch 2.13).
 
-def _sized(run: Run) -> list[Tensor]:
-    """A run's columns, all of them vectors."""
-    return [x if x.dim() else x.view(1) for x in run.columns]
+    Args:
+        values: the numbers, of :meth:`Program.values`.
+        run: the weights.
+
+    Returns:
+        The kernel's arguments.
+    """
+    return [values, *(x if x.dim() else x.view(1) for x in run.columns)]
 
 
 def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Program:
@@ -108,12 +111,12 @@ def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Pr
     trial = run.map(lambda x: x.new_ones(TRIAL if x.dim() else 1))
     few = trial.map(lambda x: x[:64].clone())
     prelude, rest = record(program, len(numbers), few.columns)
-    inputs = [node for node in prelude.graph.nodes if node.op == "placeholder"]
-    used = [i for i, node in enumerate(inputs) if node.users]
+    asked = [node for node in prelude.graph.nodes if node.op == "placeholder"]
+    used = [i for i, node in enumerate(asked) if node.users]
     made = Program(prelude, of_floats(prelude), used, {}, rest)
-    values = made.values(numbers, trial)
-    made = made._replace(kernel=_compiled(rest, [values, *_sized(trial)]))
-    made.apply(values, trial)
+    inputs = inputs_of(made.values(numbers, trial), trial)
+    made = made._replace(kernel=_compiled(rest, inputs))
+    made.kernel(*inputs)
     return made
 
 
