@@ -47,7 +47,7 @@ def predict_variance(variance: Tensor, transition: Transition) -> Tensor:
     aged = aged + noise if isinstance(noise, Tensor) else aged.add_(noise)
     if transition.pull is not None:
         aged = aged / (1 + transition.pull * aged)
-    return aged.clamp_(torch.finfo(aged.dtype).tiny, squarable(aged.dtype))
+    return aged.clamp(torch.finfo(aged.dtype).tiny, squarable(aged.dtype))
 
 
 def lost_variance(transition: Transition) -> Scalar:
