@@ -22,6 +22,9 @@ from filteropt.execute import Item, loop
 
 Found = dict[str, Any]
 
+GRACE = 5.0
+"""Seconds that a process has to end by itself."""
+
 
 def measure_alone(name: str, shapes: str, size: float, device: str, effort: Effort) -> Found:
     """Measure an optimizer on a list of tensors.
@@ -50,7 +53,9 @@ def measure_alone(name: str, shapes: str, size: float, device: str, effort: Effo
         sender.close()
         try:
             if receiver.poll(effort.patience):
-                return dict(receiver.recv())
+                found = dict(receiver.recv())
+                process.join(GRACE)  # it gives back what compilers share with their workers
+                return found
             seconds = f"{effort.patience:.0f}"
             return {"left_out": f"not done after {seconds} s (see --patience)", "final": True}
         except EOFError:

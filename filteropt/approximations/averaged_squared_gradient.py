@@ -48,7 +48,7 @@ class AveragedSquaredGradient(Likelihood):
         >>> state, g = like.init(torch.zeros(1)), Raw(torch.tensor([3.0]))
         >>> obs, state = like.observe(state, g, None, None, like.scalars(1))
         >>> obs.grad, obs.curvature.values
-        (tensor([6.]), tensor([36.]))
+        (tensor([6.]), tensor([36.0000]))
 
     Source: P (Aitchison 2020) Eq. 2 and 4; see :eq:`eq-second-moment`.
     """
