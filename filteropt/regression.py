@@ -110,7 +110,7 @@ def predict(cov: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]
         return _pack([[]], [predict_variance(cov[0], transition)])
     slopes, variances = _unpack(cov)
     weights, k = [transition.c * x for x in variances], len(variances)
-    least, most = torch.finfo(variances[0].dtype).tiny, squarable(variances[0].dtype)
+    info, most = torch.finfo(variances[0].dtype), squarable(variances[0].dtype)
     noise_slopes, noise = factor_noise(transition.Q, k)
     columns = [[_entry(transition.F, slopes, i, j) for i in range(k)] for j in range(k)]
     new_slopes: list[list[Tensor]] = [[] for _ in range(k)]
@@ -122,8 +122,11 @@ def predict(cov: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]
             y = column[i]
             weighted = y * weights[j]
             total = pivot + weighted * y
-            total = total if j else total.clamp_min(least)  # what is added later is not negative
+            total = (
+                total if j else total.clamp_min(info.tiny)
+            )  # what is added later is not negative
             if i + 1 < k:
+                total = total.clamp_max(info.max)  # whose inverse and itself are numbers
                 inverse = total.reciprocal()
                 for n, m in enumerate(range(i + 1, k)):
                     column[m] = column[m] - y * below[n]

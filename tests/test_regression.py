@@ -154,3 +154,16 @@ def test_priors_stay_where_they_and_their_squares_are_numbers(k, factor, varianc
         if not name.startswith("slope"):
             assert (x >= tiny).all()
             assert (x * x).isfinite().all()
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("slope", [1e6, -1e12])
+@pytest.mark.parametrize("variance", [1e-37, 1.0, 1e18])
+def test_steep_regressions_overflow_into_bounds(k, slope, variance):
+    slopes = [[torch.full((3,), slope)] * i for i in range(k)]
+    cov = regression._pack(slopes, [torch.full((3,), variance)] * k)
+    turn = tuple(tuple(float(i <= j) for j in range(k)) for i in range(k))
+    for noise in (0.0, 1e-6):
+        q = (noise,) + (0.0,) * (k * (k + 1) // 2 - 1)
+        prior = regression.predict(cov, Transition(F=turn, Q=q))
+        assert all(x.isfinite().all() for x in prior)
