@@ -26,6 +26,7 @@ _EXECUTORS: dict[str, dict[str, Any]] = {
     "loop": {"fused": False},
     "eager": {"fused": False},  # of matrices: bucketed
     "fused": {"fused": True},
+    "unchecked": {"fused": True, "on_nonfinite": "ignore"},  # as torch's optimizers are
     "graph": {"fused": True, "capturable": True},
 }
 
@@ -162,18 +163,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The settings of every preset that can be stepped with gradients alone."""
 
-_FUSED = partial(filteropt.AdaBayes, batch_size=128, fused=True)
 OPTIONS = (
-    Contender(
-        "adabayes-unchecked",
-        "AdaBayes, fused, unchecked",
-        partial(_FUSED, on_nonfinite="ignore"),
-        ours=True,
-    ),
     Contender(
         "adabayes-bfloat16",
         "AdaBayes, fused, bfloat16",
-        partial(_FUSED, belief_dtype=torch.bfloat16),
+        partial(filteropt.AdaBayes, batch_size=128, fused=True, belief_dtype=torch.bfloat16),
         ours=True,
     ),
 )
@@ -203,7 +197,8 @@ def filters() -> Iterator[Contender]:
 
 
 def _called(executor: str, *, matrices: bool) -> str:
-    names = {"graph": "CUDA graph", "eager": "bucketed" if matrices else "eager"}
+    eager = "bucketed" if matrices else "eager"
+    names = {"graph": "CUDA graph", "eager": eager, "unchecked": "fused, unchecked"}
     return names.get(executor, executor)
 
 

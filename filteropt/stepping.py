@@ -57,7 +57,8 @@ class SteppingOptimizer(KeepingOptimizer):
             subjects = standing.subjects
         if not group["lr"]:
             return Work(new, [], [])
-        seen = self._seen(bound, [p for _, block in subjects for p in block.members])
+        members = standing.weights if standing else [p for _, b in subjects for p in b.members]
+        seen = self._seen(bound, members)
         if standing is None:
             for name, block in subjects:
                 self._require_ready(block, bound, name)

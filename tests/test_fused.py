@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-import torch._inductor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -218,11 +217,22 @@ def test_a_part_that_cannot_be_compiled_falls_back_with_one_warning(fresh, short
     assert_alike(after, stepped(preset, executor=loop), rtol=1e-14)
 
 
+@pytest.mark.parametrize("size", [5, 40])  # copied there and back, and where it lies
+def test_autograd_is_told_that_weights_changed(short, size):
+    p = torch.nn.Parameter(torch.ones(size))
+    opt = filteropt.AdaBayes([p], lr=0.1, fused=True)
+    loss = (p * p).sum()
+    p.grad = torch.ones_like(p)
+    opt.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_without_a_compiler_the_eager_executor_steps_in(fresh, monkeypatch):
     def missing(*_, **__):
         raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr(torch._inductor, "compile", missing)
+    monkeypatch.setattr(program, "_compiled", missing)
     with pytest.warns(UserWarning, match="No working C\\+\\+ compiler found") as found:
         after = stepped(adabayes, fused=True, dtypes=[torch.float32, torch.float64])
     assert len(found) == 1

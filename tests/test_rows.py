@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,12 +64,49 @@ def test_states_side_by_side_keep_values_and_forms():
     assert as_row([state["b"] for state in states]).tolist() == [0, 1, 2]
 
 
-def test_large_tensors_and_those_with_gaps_stay_where_they_are(monkeypatch):
-    monkeypatch.setattr(rows, "SMALL", 5)
-    states = [{"large": torch.ones(5), "gaps": torch.ones(4)[::2], "none": torch.ones(0)}] * 2
+def test_tensors_with_gaps_stay_where_they_are():
+    states = [{"gaps": torch.ones(4)[::2], "none": torch.ones(0)} for _ in range(2)]
     before = dict(states[0])
     side_by_side(states)
     assert all(states[0][name] is x for name, x in before.items())
+
+
+def test_large_tensors_begin_cache_lines_of_their_own_vector(monkeypatch):
+    monkeypatch.setattr(rows, "SMALL", 5)
+    states = [{"x": torch.randn(n, dtype=dtype)} for dtype in (torch.float32, torch.bfloat16)
+              for n in (5, 3, 70, 7, 4)]  # fmt: skip
+    before = copy.deepcopy(states)
+    side_by_side(states)
+    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(states, before, strict=True))
+    large = [state["x"] for state in states if state["x"].numel() >= 5]
+    assert all(x.data_ptr() % 64 == 0 for x in large)
+    assert len({x.untyped_storage().data_ptr() for x in large}) == 2  # one for each dtype
+    small = [state["x"] for state in states[:5] if state["x"].numel() < 5]
+    assert as_row(small) is not None
+
+
+def flags_of(address):
+    """What the system knows of the memory at an address (Linux)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise LookupError(address)
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here"
+)
+def test_states_of_many_weights_ask_for_large_pages():
+    p = torch.nn.Parameter(torch.zeros(2**22))
+    opt = filteropt.AdaBayes([p], lr=0.1)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    variance = opt.state[p]["variance"]
+    assert "hg" in flags_of(variance.data_ptr() + variance.nbytes // 2)
+    assert "hg" not in flags_of(p.data_ptr() + p.nbytes // 2)  # which is not the optimizer's
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.chunked import step_pieces
@@ -20,7 +21,7 @@ from filteropt.trees import tree_map
 
 __all__ = ["fused"]
 
-Kernel = Callable[..., None]
+Kernel = Callable[[list[Tensor]], object]
 
 LONGEST = 2**30
 """Weights of one call, so that 32 bits count them."""
@@ -56,18 +57,20 @@ def fused(
     def advance(runs: list[Run]) -> None:
         calls: list[tuple[Kernel, list[Tensor]]] = []
         for run in runs:
-            kind = kind_of(run)
+            kind, size = kind_of(run), run.p.numel()
             if kind not in ready:
                 program = _program(filter, scalars, ahead, run, (structure, kind))
                 ready[kind] = None if program is None else (program, program.values(given, run))
-            found = ready[kind] if run.p.numel() > 1 else None
+            found = ready[kind] if size > 1 else None
             if found is None:
                 step_pieces(filter, numbers, gain, ahead, [run])
-            else:
-                ours, values = found
-                calls += [(ours.kernel, inputs_of(values, x)) for x in pieces(run, LONGEST)]
+                continue
+            ours, values = found
+            for x in (run,) if size <= LONGEST else pieces(run, LONGEST):
+                calls.append((ours.kernel, inputs_of(values, x)))
         for kernel, inputs in calls:  # each of which leaves nothing else in the cache
-            kernel(*inputs)
+            kernel(inputs)
+        increment_version([x for run in runs for x in (run.p, *run.kept)])
 
     loop(filter, numbers, Layout.of(items).each(advance), gain, ahead)
 

@@ -31,13 +31,14 @@ class Whole:
     def __init__(self, place: int, run: Run) -> None:
         self._place, self._names, self._form = place, run.names, run.form
         self._p, self._kept, self._kind = run.p, run.kept, kind_of(run)
+        self._size = run.p.numel()
 
     def run(self, raws: list[Raw]) -> Run:
         """The run, given what was gathered for every item."""
         raw, seen = raws[self._place], []
         for name in self._names:
             x: Tensor = getattr(raw, name)
-            seen.append(x if x.dim() == 1 or x.numel() < len(self._p) else vector(x))
+            seen.append(x if x.dim() == 1 or x.numel() < self._size else vector(x))
         return Run([self._p, *seen, *self._kept], self._names, self._form, self._kind)
 
 

@@ -55,16 +55,17 @@ def plan(
             no prediction.
     """
     filter, batches = bound.filter, []
-    for reading in [r for r in readings if is_dtensor(r.p)]:
-        for part in (filter.posterior, filter.basis):
-            if not part.elementwise:
-                raise TypeError(
-                    f"{reading.name()} is sharded, but {type(part).__name__} needs whole tensors; "
-                    f"use parts that treat every weight on its own, such as Diagonal"
-                )
+    for part in [x for x in (filter.posterior, filter.basis) if not x.elementwise]:
+        for reading in [r for r in readings if is_dtensor(r.p)]:
+            raise TypeError(
+                f"{reading.name()} is sharded, but {type(part).__name__} needs whole tensors; "
+                f"use parts that treat every weight on its own, such as Diagonal"
+            )
     found = sorted(set(ages))
     for t in found:
-        members = [r for r, age in zip(readings, ages, strict=True) if age == t or len(found) == 1]
+        members = readings
+        if len(found) > 1:
+            members = [r for r, age in zip(readings, ages, strict=True) if age == t]
         scalars, ahead = engine.scalars(filter, t), None
         if strict:  # the last step predicted the mean that the parameters hold
             scalars = scalars._replace(decay=0.0, moves=0.0)

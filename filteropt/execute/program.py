@@ -51,7 +51,7 @@ class Program(NamedTuple):
     quick: Callable[..., list[float]] | None
     used: list[int]
     known: dict[tuple[float, ...], Tensor]
-    kernel: Callable[..., None]
+    kernel: Callable[[list[Tensor]], object]
 
     def values(self, numbers: list[float], run: Run) -> Tensor:
         """The numbers that the kernel uses, one vector in the belief's dtype on its device."""
@@ -83,7 +83,7 @@ def inputs_of(values: Tensor, run: Run) -> list[Tensor]:
     Returns:
         The kernel's arguments.
     """
-    return [values, *(x if x.dim() else x.view(1) for x in run.columns)]
+    return [values, *[x if x.dim() else x.view(1) for x in run.columns]]
 
 
 def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Program:
@@ -115,9 +115,9 @@ def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Pr
     used = [i for i, node in enumerate(asked) if node.users]
     made = Program(prelude, of_floats(prelude), used, {}, rest)
     inputs = inputs_of(made.values(numbers, trial), trial)
-    made = made._replace(kernel=_compiled(rest, inputs))
-    made.kernel(*inputs)
-    return made
+    compiled = _compiled(rest, inputs)
+    compiled(inputs)
+    return made._replace(kernel=compiled.current_callable)
 
 
 def record(
@@ -139,11 +139,13 @@ def record(
     return _split(recorded, count)
 
 
-def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., None]:
+def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Any:
     """A graph compiled for vectors of any one length, as long as the second input is here."""
     # torch.compile would look at every input in every call, which takes longer than stepping some
-    # thousand weights; here kind_of has told inputs apart before.
-    from torch._inductor import compile  # takes a second
+    # thousand weights; here kind_of has told inputs apart before. What is left of a call is what
+    # Inductor itself makes, which neither looks at inputs nor counts that they were changed.
+    from torch._functorch import config as functorch
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # takes a second
 
     mode, length = FakeTensorMode(shape_env=ShapeEnv()), inputs[1].numel()
     lengths: Any = StatelessSymbolicContext([DimDynamic.DUCK])
@@ -153,11 +155,20 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., None]:
         else mode.from_tensor(x, static_shapes=True)
         for x in inputs
     ]
-    # Inductor would compile and run a program to find out whether it may use AVX2: five seconds.
-    known = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    options = {"cpp.vec_isa_ok": True} if known else None
-    compiled: Callable[..., None] = compile(graph, fake, options=options)
-    return compiled
+    made: list[Any] = []
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        made.append(compile_fx_inner(*args, **kwargs))
+        return made[-1]
+
+    options: dict[str, Any] = {"size_asserts": False}
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        # Inductor would compile and run a program to find out whether it may: five seconds.
+        options["cpp.vec_isa_ok"] = True
+    with functorch.patch(enable_autograd_cache=False):  # which would give what surrounds a kernel
+        compile_fx(graph, fake, inner_compile=keep, config_patches=options)
+    (kernel,) = made
+    return kernel
 
 
 def _split(recorded: GraphModule, count: int) -> tuple[GraphModule, GraphModule]:

@@ -1,7 +1,9 @@
-"""States side by side in memory, so that one look and one pass serve many small tensors."""
+"""States side by side in memory: small ones for one look at all of them, others in large pages."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from typing import Any
 
 import torch
@@ -13,10 +15,17 @@ __all__ = ["SMALL", "as_row", "numbers_in", "side_by_side"]
 
 SMALL = 2**15
 """Tensors of fewer numbers are stepped together, which costs less than a step of each."""
+LINE = 64
+"""Numbers, of one byte or more, that fill whole cache lines."""
+PAGE = 2**21
+"""Bytes of a large page of memory."""
 
 
 def side_by_side(states: list[dict[str, Any]]) -> None:
-    """Move small tensors of new states into one vector for each name, of which they are views.
+    """Move tensors of new states into one vector for each name, of which they are views.
+
+    Small ones follow each other without gaps. Large ones have a vector of their own on a CPU, in
+    large pages where the system has them, and stay where they are on other devices.
 
     Args:
         states: tensors by name, in the order in which they will be stepped.
@@ -24,15 +33,34 @@ def side_by_side(states: list[dict[str, Any]]) -> None:
     alike: dict[object, list[tuple[dict[str, Any], str]]] = {}
     for state in states:
         for name, x in state.items():
-            if type(x) is Tensor and 0 < x.numel() < SMALL and is_dense(x):
-                alike.setdefault((name, x.dtype, x.device), []).append((state, name))
+            if type(x) is Tensor and x.numel() and is_dense(x):
+                small = x.numel() < SMALL
+                if small or x.device.type == "cpu":
+                    alike.setdefault((name, x.dtype, x.device, small), []).append((state, name))
     for found in alike.values():
-        tensors = [state[name] for state, name in found]
-        sizes = [x.numel() for x in tensors]
-        parts = tensors[0].new_empty(sum(sizes)).split_with_sizes(sizes)
-        for (state, name), x, part in zip(found, tensors, parts, strict=True):
-            place = part.as_strided(x.shape, x.stride(), part.storage_offset())
-            state[name] = place.copy_(x)
+        (first, name), sizes = found[0], [_room(state[name]) for state, name in found]
+        parts = _in_large_pages(first[name].new_empty(sum(sizes))).split_with_sizes(sizes)
+        for (state, name), part in zip(found, parts, strict=True):
+            old: Tensor = state[name]
+            place = part.as_strided(old.shape, old.stride(), part.storage_offset())
+            state[name] = place.copy_(old)
+
+
+def _room(x: Tensor) -> int:
+    """Numbers after which the next tensor begins, which does so in a cache line of its own."""
+    return x.numel() if x.numel() < SMALL else -(-x.numel() // LINE) * LINE
+
+
+def _in_large_pages(x: Tensor) -> Tensor:
+    """A vector that nobody wrote to yet, for which Linux is asked to use large pages."""
+    # A step runs through several vectors at once, and a processor knows few pages by heart.
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)  # where the system has them
+    first, end = -(-x.data_ptr() // PAGE) * PAGE, (x.data_ptr() + x.nbytes) // PAGE * PAGE
+    if advice is not None and x.device.type == "cpu" and first < end:
+        ask = ctypes.CDLL(None).madvise
+        ask.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        ask(first, end - first, advice)  # which may be refused, and changes no number
+    return x
 
 
 def as_row(tensors: list[Tensor]) -> Tensor | None:

@@ -46,6 +46,7 @@ class Standing:
 
     Attributes:
         subjects: how to call the parameters, and what is filtered together.
+        weights: the same parameters.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Standing:
         self._params = list(group["params"])
         self._forms = [(p.shape, p.stride()) for p in self._params]
         self._live = [p.grad is not None for p in self._params]
-        self._weights = [r.p for r in readings]
+        self.weights = [r.p for r in readings]
         self._plain = all(r.raw.grad is r.p.grad and r.raw[1:] == NOTHING for r in readings)
         self._slopes, self._spared = [form_of(r.p.grad) for r in readings], list[int]()
         self._members = [[id(r.p) for r in batch.readings] for batch in batches]
@@ -106,7 +107,7 @@ class Standing:
 
     def _there(self, states: States) -> bool:
         """Whether the states are those that are known, with just the tensors that are."""
-        now = list(map(states.get, self._weights))
+        now = list(map(states.get, self.weights))
         if not all(map(operator.is_, now, self._states)):
             return False
         kept = [x for state in self._states for x in state.values()]
@@ -135,7 +136,7 @@ class Standing:
         Returns:
             A reading of every parameter; ``None`` if they have to be looked at one by one.
         """
-        grads: list[Any] = [p.grad for p in self._weights]
+        grads: list[Any] = [p.grad for p in self.weights]
         if not self._plain or list(map(form_of, grads)) != self._slopes:
             return None
         pointers = list(map(Tensor.data_ptr, grads))
