@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ __all__ = ["SMALL", "as_row", "numbers_in", "side_by_side"]
 SMALL = 2**15
 """Tensors of fewer numbers are stepped together, which costs less than a step of each."""
 LINE = 64
-"""Numbers, of one byte or more, that fill whole cache lines."""
+"""Numbers, of a byte or more, that fill whole lines of the cache."""
 PAGE = 2**21
 """Bytes of a large page of memory."""
 
@@ -24,31 +25,39 @@ PAGE = 2**21
 def side_by_side(states: list[dict[str, Any]]) -> None:
     """Move tensors of new states into one vector for each name, of which they are views.
 
-    Small ones follow each other without gaps. Large ones have a vector of their own on a CPU, in
+    Small ones follow each other without gaps. Large ones have vectors of their own on a CPU, in
     large pages where the system has them, and stay where they are on other devices.
 
     Args:
         states: tensors by name, in the order in which they will be stepped.
     """
-    alike: dict[object, list[tuple[dict[str, Any], str]]] = {}
+    small: dict[object, list[tuple[dict[str, Any], str]]] = {}
+    large: dict[object, list[tuple[dict[str, Any], str]]] = {}
     for state in states:
         for name, x in state.items():
             if type(x) is Tensor and x.numel() and is_dense(x):
-                small = x.numel() < SMALL
-                if small or x.device.type == "cpu":
-                    alike.setdefault((name, x.dtype, x.device, small), []).append((state, name))
-    for found in alike.values():
-        (first, name), sizes = found[0], [_room(state[name]) for state, name in found]
-        parts = _in_large_pages(first[name].new_empty(sum(sizes))).split_with_sizes(sizes)
-        for (state, name), part in zip(found, parts, strict=True):
-            old: Tensor = state[name]
-            place = part.as_strided(old.shape, old.stride(), part.storage_offset())
-            state[name] = place.copy_(old)
+                if x.numel() < SMALL:
+                    small.setdefault((name, x.dtype, x.device), []).append((state, name))
+                elif x.device.type == "cpu":
+                    large.setdefault((name, x.dtype), []).append((state, name))
+    for found in small.values():
+        sizes = [state[name].numel() for state, name in found]
+        _move(found, _first(found).new_empty(sum(sizes)).split_with_sizes(sizes))
+    for found in large.values():
+        sizes = [-(-state[name].numel() // LINE) * LINE for state, name in found]
+        _move(found, _in_large_pages(_first(found).new_empty(sum(sizes))).split_with_sizes(sizes))
 
 
-def _room(x: Tensor) -> int:
-    """Numbers after which the next tensor begins, which does so in a cache line of its own."""
-    return x.numel() if x.numel() < SMALL else -(-x.numel() // LINE) * LINE
+def _first(found: list[tuple[dict[str, Any], str]]) -> Tensor:
+    state, name = found[0]
+    first: Tensor = state[name]
+    return first
+
+
+def _move(found: list[tuple[dict[str, Any], str]], places: Iterable[Tensor]) -> None:
+    for (state, name), place in zip(found, places, strict=True):
+        old: Tensor = state[name]
+        state[name] = place.as_strided(old.shape, old.stride(), place.storage_offset()).copy_(old)
 
 
 def _in_large_pages(x: Tensor) -> Tensor:
@@ -56,7 +65,7 @@ def _in_large_pages(x: Tensor) -> Tensor:
     # A step runs through several vectors at once, and a processor knows few pages by heart.
     advice = getattr(mmap, "MADV_HUGEPAGE", None)  # where the system has them
     first, end = -(-x.data_ptr() // PAGE) * PAGE, (x.data_ptr() + x.nbytes) // PAGE * PAGE
-    if advice is not None and x.device.type == "cpu" and first < end:
+    if advice is not None and first < end:
         ask = ctypes.CDLL(None).madvise
         ask.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         ask(first, end - first, advice)  # which may be refused, and changes no number
