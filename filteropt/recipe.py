@@ -17,7 +17,7 @@ from filteropt.engine import Filter
 from filteropt.hyperparameters import LearningRate, check_values, hints_of
 from filteropt.signature import plain, preset_values, scheduled_names
 from filteropt.trees import names
-from filteropt.types import Belief, State
+from filteropt.types import Belief, State, Transition
 
 __all__ = ["Bound", "Recipe", "variant"]
 
@@ -42,6 +42,11 @@ class Bound:
     forms: dict[torch.Size, State] = field(default_factory=dict)
     kept: dict[torch.Size, list[str]] = field(default_factory=dict)
     limits: dict[tuple[torch.dtype, torch.Size], float] = field(default_factory=dict)
+
+    @functools.cached_property
+    def steady(self) -> Transition | None:
+        """The transition of every step, if there is one."""
+        return engine.steady(self.filter.dynamics)
 
     def form(self, p: Tensor | Block) -> State:
         """A state of the form that ``p`` needs."""

@@ -24,6 +24,7 @@ from filteropt.engine.filter import (
     template,
     variance,
 )
+from filteropt.engine.steady import steady
 
 __all__ = [
     "Filter",
@@ -36,6 +37,7 @@ __all__ = [
     "refresh",
     "sample",
     "scalars",
+    "steady",
     "step",
     "template",
     "variance",

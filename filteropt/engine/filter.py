@@ -87,7 +87,7 @@ class Scalars(NamedTuple):
     t: Scalar = 1.0
 
 
-def scalars(filter: Filter, t: float | Tensor) -> Scalars:
+def scalars(filter: Filter, t: float | Tensor, known: Transition | None = None) -> Scalars:
     """The numbers of step ``t`` as 0-d float64 tensors (the scalar program).
 
     The initial variance is the prior *of the first step*, so that step ages the mean (its decay)
@@ -96,12 +96,13 @@ def scalars(filter: Filter, t: float | Tensor) -> Scalars:
     Args:
         filter: the composition.
         t: steps taken, this one included; 1 for the first.
+        known: the transition, if it is that of every step (:func:`steady`).
 
     Returns:
         The numbers that :func:`step` uses.
     """
     later, t = isinstance(t, float) and t > 1, scalar(t)
-    transition: Transition = tree_map(scalar, filter.dynamics.transition(t))
+    transition: Transition = known or tree_map(scalar, filter.dynamics.transition(t))
     decay = 1 - transition.F[0][0] if transition.decay is None else transition.decay
     likelihood: Packed = tree_map(scalar, filter.likelihood.scalars(t))
     age = transition if later else _unless_first(transition, t)

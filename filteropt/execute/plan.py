@@ -66,7 +66,7 @@ def plan(
         members = readings
         if len(found) > 1:
             members = [r for r, age in zip(readings, ages, strict=True) if age == t]
-        scalars, ahead = engine.scalars(filter, t), None
+        scalars, ahead = engine.scalars(filter, t, bound.steady), None
         if strict:  # the last step predicted the mean that the parameters hold
             scalars = scalars._replace(decay=0.0, moves=0.0)
             ahead = _ahead(filter, t + 1, gain)

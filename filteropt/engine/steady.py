@@ -1,0 +1,48 @@
+"""Dynamics that do not look at the step: their transition is worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import NoReturn
+
+from filteropt.linalg import scalar
+from filteropt.trees import tree_map
+from filteropt.types import Dynamics, Transition
+
+__all__ = ["steady"]
+
+
+class _Unseen:
+    """A number that may be handed on, but not be looked at."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError("this number is not known")
+
+    # All that an object would answer else.
+    __eq__ = __ne__ = __bool__ = __hash__ = __str__ = __repr__ = __format__ = _refuse
+
+
+def steady(dynamics: Dynamics) -> Transition | None:
+    """The transition of every step, if dynamics do not look at the step.
+
+    Args:
+        dynamics: the model.
+
+    Returns:
+        Its numbers as 0-d float64 tensors; ``None`` where the step matters, or where the model is
+        no frozen dataclass, so that something else than the step might change.
+
+    Example:
+        >>> from filteropt.models import FixedNoise, ForgetToPrior
+        >>> float(steady(FixedNoise(lr=0.5)).Q[0])
+        0.25
+        >>> steady(ForgetToPrior()) is None
+        True
+    """
+    if not is_dataclass(dynamics) or not type(dynamics).__dataclass_params__.frozen:
+        return None
+    try:
+        found: Transition = tree_map(scalar, dynamics.transition(_Unseen()))
+    except Exception:  # whatever a model may raise that looks at what is no number
+        return None
+    return found
