@@ -4,6 +4,7 @@ from filteropt.execute.bucketed import bucketed
 from filteropt.execute.choice import choose, is_elementwise, objection
 from filteropt.execute.chunked import chunked
 from filteropt.execute.fused import fused
+from filteropt.execute.inductor import compiler_options
 from filteropt.execute.items import Ahead, Item, write
 from filteropt.execute.loop import loop
 from filteropt.execute.plan import Batch, plan, require_prediction
@@ -20,6 +21,7 @@ __all__ = [
     "bucketed",
     "choose",
     "chunked",
+    "compiler_options",
     "fused",
     "is_elementwise",
     "loop",

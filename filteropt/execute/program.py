@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.arithmetic import of_floats
 from filteropt.execute.flat import Run, advance
+from filteropt.execute.inductor import compiler_options
 from filteropt.execute.items import Ahead
 from filteropt.execute.numbers import numbers_of, with_numbers
 from filteropt.trees import tree_map
@@ -161,10 +162,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Any:
         made.append(compile_fx_inner(*args, **kwargs))
         return made[-1]
 
-    options: dict[str, Any] = {"size_asserts": False}
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        # Inductor would compile and run a program to find out whether it may: five seconds.
-        options["cpp.vec_isa_ok"] = True
+    options = {"size_asserts": False, **compiler_options()}
     with functorch.patch(enable_autograd_cache=False):  # which would give what surrounds a kernel
         compile_fx(graph, fake, inner_compile=keep, config_patches=options)
     (kernel,) = made

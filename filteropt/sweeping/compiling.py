@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from filteropt.execute import compiler_options
+
 __all__ = ["attempt", "can_compile"]
 
 BACKEND: Any = "inductor"
@@ -44,8 +46,9 @@ def attempt(what: str, key: object, function: Any, *given: Any, dynamic: bool) -
         torch.OutOfMemoryError: a GPU has no room for it.
     """
     if key not in _COMPILED:
+        options = compiler_options() if BACKEND == "inductor" else None
         _COMPILED[key] = torch.compile(
-            function.__call__, dynamic=dynamic, fullgraph=True, backend=BACKEND
+            function.__call__, dynamic=dynamic, fullgraph=True, backend=BACKEND, options=options
         )
     try:
         with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=PROGRAMS):
