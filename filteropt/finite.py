@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filteropt.dtypes import squarable
-from filteropt.measure import Reading, is_dtensor
+from filteropt.measure import NOTHING, Reading, is_dtensor, several
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -63,12 +63,15 @@ def all_finite(readings: list[Reading]) -> bool:
     """Whether all that was gathered is finite, squares too, on every process that shares some."""
     buckets: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
     for reading in readings:
-        for _, x, limit in _bounded(reading):
+        grad = reading.raw.grad
+        alone = reading.raw[1:] == NOTHING
+        for x, limit in [(grad, reading.limit)] if alone else [y[1:] for y in _bounded(reading)]:
             if x.numel():
                 buckets.setdefault((limit, x.device, x.dtype), []).append(x)
     fine = all(_bounded_by(limit, g) for (limit, _, _), g in buckets.items())
-    for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
-        fine = _everywhere(fine, mesh)
+    if several():
+        for mesh in {r.p.device_mesh: None for r in readings if is_dtensor(r.p)}:
+            fine = _everywhere(fine, mesh)
     return fine
 
 
@@ -86,11 +89,15 @@ def _bounded_by(limit: float, tensors: list[Tensor]) -> bool:
 
 def _rows(tensors: list[Tensor]) -> list[Tensor]:
     """All entries as a few vectors; nothing where that would take a copy of a large tensor."""
-    large = [x for x in reversed(tensors) if x.numel() >= SMALL]  # the first is stepped first
-    if not all(x.is_contiguous() and x.numel() < 2**31 for x in large):
-        return []
-    small = [x.reshape(-1) for x in tensors if x.numel() < SMALL]
-    rows = [x.view(-1) for x in large]
+    small: list[Tensor] = []
+    rows: list[Tensor] = []
+    for x in reversed(tensors):  # the first is stepped first
+        if x.numel() < SMALL:
+            small.append(x if x.dim() == 1 else x.reshape(-1))
+        elif x.is_contiguous() and x.numel() < 2**31:
+            rows.append(x.view(-1))
+        else:
+            return []
     return [torch.cat(small), *rows] if small else rows
 
 

@@ -25,6 +25,8 @@ __all__ = [
 
 WHOLE = frozenset({torch.float32, torch.float64})
 """Dtypes in which beliefs about weights are kept as the weights are."""
+NOTHING = (None,) * 4
+"""What was gathered beside a gradient, where only that was."""
 PLAIN = frozenset({Tensor, nn.Parameter})
 """Types of which it is known without a look that they are not distributed."""
 

@@ -18,7 +18,7 @@ from filteropt.execute.layout import Layout
 from filteropt.execute.overlaps import form_of
 from filteropt.execute.plan import Batch
 from filteropt.execute.rows import as_row, numbers_in
-from filteropt.measure import PLAIN, Reading
+from filteropt.measure import NOTHING, PLAIN, Reading
 from filteropt.recipe import Bound
 from filteropt.types import Raw
 
@@ -27,8 +27,6 @@ __all__ = ["Standing", "Standings"]
 Group = dict[str, Any]
 States = Mapping[Tensor, dict[str, Any]]
 
-NOTHING = (None,) * 4
-"""What was gathered beside a gradient, where only that was."""
 FEW = 1024
 """Groups that are kept: one for each, and more where gradients come and go."""
 
