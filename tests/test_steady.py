@@ -1,0 +1,114 @@
+"""Dynamics whose transition is worked out once, and those that are asked at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import filteropt
+from filteropt import engine
+from filteropt.linalg import scalar
+from filteropt.models import (
+    FixedNoise,
+    ForgetToPrior,
+    KroneckerDrift,
+    MomentumAugmented,
+    ProportionalNoise,
+    RandomWalk,
+    Static,
+)
+from filteropt.presets import adabayes
+from filteropt.trees import tree_map
+from filteropt.types import Transition
+
+STEADY = [
+    FixedNoise(lr=0.1),
+    FixedNoise(lr=0.1, discretization="exact"),
+    RandomWalk(lr=0.1),
+    ProportionalNoise(0.1),
+    Static(),
+    MomentumAugmented(lr=0.1, prior_variance=0.3),
+    KroneckerDrift(lr=0.1),
+]
+
+
+def numbers(transition):
+    found = []
+    tree_map(lambda x: found.append(float(x)), transition)
+    return found
+
+
+@pytest.mark.parametrize("dynamics", STEADY, ids=lambda d: type(d).__name__)
+def test_what_does_not_look_at_the_step_is_the_transition_of_every_step(dynamics):
+    found = engine.steady(dynamics)
+    for t in (1, 2, 7.0, 1e6):
+        assert numbers(found) == numbers(dynamics.transition(scalar(t)))
+
+
+LOOKS = [
+    lambda t: t == 1,
+    lambda t: t != 1,
+    lambda t: t in (1, 2),
+    lambda t: 1.0 if t else 0.0,
+    lambda t: {1: 0.5}.get(t, 1.0),
+    lambda t: len(str(t)),
+    lambda t: len(f"{t}"),
+    lambda t: len(repr(t)),
+    lambda t: t > 1,
+    lambda t: t + 1,
+    lambda t: 1 / t,
+    lambda t: -t,
+    lambda t: float(t),
+    lambda t: scalar(t),
+    lambda t: torch.exp(t),
+    lambda t: t.item(),
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_looks_at_the_step_is_asked_at_every_step(look):
+    @dataclass(frozen=True)
+    class Looks(FixedNoise):
+        def transition(self, t):
+            return super().transition(t)._replace(c=1.0 + 0 * float(bool(look(t))))
+
+    assert engine.steady(Looks()) is None
+
+
+def test_models_with_a_schedule_are_asked_at_every_step():
+    assert engine.steady(ForgetToPrior()) is None
+    assert engine.steady(KroneckerDrift(every=2)) is None
+
+
+def test_models_that_may_change_are_asked_at_every_step():
+    @dataclass(eq=False)
+    class Counting:
+        k: int = 1
+        calls: int = 0
+        initial_variance: float = 1.0
+
+        def transition(self, t):
+            self.calls += 1
+            return Transition(F=((1.0,),), Q=(0.01 * self.calls,), lost=0.0)
+
+    assert engine.steady(Counting()) is None
+    preset = filteropt.variant(adabayes, dynamics=lambda lr: Counting())
+    p = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    opt = filteropt.FilterOptimizer([p], preset, lr=0.1)
+    seen = []
+    for _ in range(3):
+        p.grad = torch.zeros_like(p)
+        opt.step()
+        seen.append(float(opt.state[p]["variance"][0]))
+    first, second, third = seen
+    assert third - second == pytest.approx(second - first + 0.01)
+
+
+def test_scalars_are_the_same_with_and_without_what_is_known():
+    filter = adabayes(lr=0.1)
+    known = engine.steady(filter.dynamics)
+    for t in (1.0, 2.0, 30.0):
+        with_it, without = engine.scalars(filter, t, known), engine.scalars(filter, t)
+        assert numbers(with_it) == numbers(without)
