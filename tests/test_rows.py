@@ -81,6 +81,8 @@ def test_large_tensors_begin_cache_lines_of_their_own_vector(monkeypatch):
     large = [state["x"] for state in states if state["x"].numel() >= 5]
     assert all(x.data_ptr() % 64 == 0 for x in large)
     assert len({x.untyped_storage().data_ptr() for x in large}) == 2  # one for each dtype
+    gap = large[0].as_strided((59,), (1,), 5)
+    assert torch.equal(gap, torch.zeros(59))  # which is saved with them
     small = [state["x"] for state in states[:5] if state["x"].numel() < 5]
     assert as_row(small) is not None
 

@@ -58,6 +58,7 @@ def _move(found: list[tuple[dict[str, Any], str]], places: Iterable[Tensor]) -> 
     for (state, name), place in zip(found, places, strict=True):
         old: Tensor = state[name]
         state[name] = place.as_strided(old.shape, old.stride(), place.storage_offset()).copy_(old)
+        place[old.numel() :].zero_()  # so that equal states are saved as equal files
 
 
 def _in_large_pages(x: Tensor) -> Tensor:
