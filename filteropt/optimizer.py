@@ -171,6 +171,7 @@ class FilterOptimizer(SteppingOptimizer):
         return bound
 
     def _loaded(self) -> None:
+        self._standings.clear()  # which would hold the former state while memory is needed
         self._gathering.clear(self.state)
         for group in self.param_groups:
             if execute.is_elementwise(self._bind(group).filter):
@@ -214,6 +215,7 @@ class FilterOptimizer(SteppingOptimizer):
         if self._drawn or self._gathering.ledger.paused:
             inside = "sampled_params" if self._drawn else "fisher_pass"
             raise RuntimeError(f"step: leave {inside} first")
+        self._standings.attend(self.param_groups)
         bounds = [self._bind(group) for group in self.param_groups]
         work = [self._read(i, bound) for i, bound in enumerate(bounds)]
         every = [reading for found in work for reading in found.readings]

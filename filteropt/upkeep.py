@@ -33,7 +33,8 @@ class KeepingOptimizer(SamplingOptimizer):
             state, own = self.state[p], bound.names(block) if p is block.weight else ()
             if not state or (group["lr"] and not group["base_lr"] and not state["step"]):
                 learned = bound.basis(block) if state else ()
-                fresh = self._fresh(group, block, p)
+                with torch.inference_mode(False), torch.no_grad():  # for steps outside of it, too
+                    fresh = self._fresh(group, block, p)
                 state.update({k: v for k, v in fresh.items() if k not in learned})
                 made.append(state)
             for name in state.keys() - {*own, *(RESERVED if strict else ("step",))}:
@@ -41,7 +42,8 @@ class KeepingOptimizer(SamplingOptimizer):
             if strict and "evaluating" not in state:
                 state.update(belief.strict_state(bound.filter.dynamics.k))
         if execute.is_elementwise(bound.filter):
-            execute.side_by_side(made)
+            with torch.inference_mode(False), torch.no_grad():
+                execute.side_by_side(made)
 
     def _fresh(self, group: Group, block: Block, p: Tensor) -> Group:
         """A member's state before the first gradient: of the constructed ``lr``'s prior."""

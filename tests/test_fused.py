@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -215,6 +217,29 @@ def test_a_part_that_cannot_be_compiled_falls_back_with_one_warning(fresh, short
         after = stepped(preset, fused=True)
     assert len(found) == 1
     assert_alike(after, stepped(preset, executor=loop), rtol=1e-14)
+
+
+def test_threads_compile_one_after_the_other(fresh, monkeypatch):
+    attempt, inside, most = module._attempt, [], []
+
+    def slow(*given):
+        inside.append(given)
+        most.append(len(inside))
+        time.sleep(0.05)
+        try:
+            return attempt(*given)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(module, "_attempt", slow)
+    threads = [threading.Thread(target=stepped, args=(adabayes,), kwargs={"fused": True})
+               for _ in range(3)]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * len(module._PROGRAMS)
+    assert None not in module._PROGRAMS.values()
 
 
 @pytest.mark.parametrize("size", [5, 40])  # copied there and back, and where it lies

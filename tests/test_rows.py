@@ -170,10 +170,13 @@ def test_states_that_were_loaded_lie_side_by_side_and_share_nothing():
     assert [opt.state[p]["step"] for p in params] == before
 
 
-def test_a_step_in_inference_mode_leaves_others_possible():
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_step_in_inference_mode_leaves_others_possible(first, fused):
     params = parameters([(3,), (5,)])
-    opt = filteropt.AdaBayes(params, lr=0.1)
-    stepped(opt, params)
+    opt = filteropt.AdaBayes(params, lr=0.1, fused=fused)
+    if not first:
+        stepped(opt, params)
     opt._standings.clear()
     for p in params:
         p.grad = torch.ones_like(p)

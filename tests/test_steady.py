@@ -64,6 +64,7 @@ LOOKS = [
     lambda t: scalar(t),
     lambda t: torch.exp(t),
     lambda t: t.item(),
+    lambda t: isinstance(t, float | int | torch.Tensor),
 ]
 
 
@@ -82,7 +83,24 @@ def test_models_with_a_schedule_are_asked_at_every_step():
     assert engine.steady(KroneckerDrift(every=2)) is None
 
 
-def test_models_that_may_change_are_asked_at_every_step():
+class Settable(FixedNoise):
+    """No dataclass of its own: it takes attributes that its base would refuse."""
+
+    scale = 1.0
+
+    def transition(self, t):
+        found = super().transition(t)
+        return found._replace(Q=(found.Q[0] * self.scale,))
+
+
+@pytest.mark.parametrize(
+    "dynamics", [Settable(0.1), FixedNoise(torch.tensor(0.1)), FixedNoise(0.1, torch.tensor(1.0))]
+)
+def test_models_whose_numbers_may_change_are_asked_at_every_step(dynamics):
+    assert engine.steady(dynamics) is None
+
+
+def test_models_that_count_are_asked_at_every_step():
     @dataclass(eq=False)
     class Counting:
         k: int = 1

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from filteropt.linalg import scalar
 from filteropt.trees import tree_map
@@ -20,6 +19,7 @@ class _Unseen:
 
     # All that an object would answer else.
     __eq__ = __ne__ = __bool__ = __hash__ = __str__ = __repr__ = __format__ = _refuse
+    __class__ = property(_refuse)  # which isinstance asks for
 
 
 def steady(dynamics: Dynamics) -> Transition | None:
@@ -29,8 +29,8 @@ def steady(dynamics: Dynamics) -> Transition | None:
         dynamics: the model.
 
     Returns:
-        Its numbers as 0-d float64 tensors; ``None`` where the step matters, or where the model is
-        no frozen dataclass, so that something else than the step might change.
+        Its numbers as 0-d float64 tensors; ``None`` where the step matters, or where something
+        else might change: the model is no frozen dataclass of numbers and words.
 
     Example:
         >>> from filteropt.models import FixedNoise, ForgetToPrior
@@ -39,10 +39,19 @@ def steady(dynamics: Dynamics) -> Transition | None:
         >>> steady(ForgetToPrior()) is None
         True
     """
-    if not is_dataclass(dynamics) or not type(dynamics).__dataclass_params__.frozen:
+    frozen = getattr(vars(type(dynamics)).get("__dataclass_params__"), "frozen", False)
+    if not frozen or not all(map(_lasts, vars(dynamics).values())):
         return None
+    unseen: Any = _Unseen()
     try:
-        found: Transition = tree_map(scalar, dynamics.transition(_Unseen()))
+        found: Transition = tree_map(scalar, dynamics.transition(unseen))
     except Exception:  # whatever a model may raise that looks at what is no number
         return None
     return found
+
+
+def _lasts(value: object) -> bool:
+    """Whether a value can never be another one."""
+    if isinstance(value, tuple):
+        return all(map(_lasts, value))
+    return value is None or isinstance(value, float | int | str)

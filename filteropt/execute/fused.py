@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -28,6 +29,7 @@ LONGEST = 2**30
 
 _PROGRAMS: dict[object, Program | None] = {}
 """Everything compiled in this process; ``None`` for what could not be."""
+_COMPILING = threading.Lock()
 
 
 def fused(
@@ -79,11 +81,12 @@ def _program(
     filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run, key: object
 ) -> Program | None:
     """The program for such runs, compiled when it is first needed; ``None`` if that failed."""
-    if key not in _PROGRAMS:
-        _PROGRAMS[key], reason = _attempt(filter, scalars, ahead, run)
-        if reason:
-            _warn(reason)
-    return _PROGRAMS[key]
+    with _COMPILING:  # compilers are not for several threads
+        if key not in _PROGRAMS:
+            _PROGRAMS[key], reason = _attempt(filter, scalars, ahead, run)
+            if reason:
+                _warn(reason)
+        return _PROGRAMS[key]
 
 
 def _attempt(

@@ -43,6 +43,7 @@ class Standing:
         states: every parameter's tensors by name.
 
     Attributes:
+        group: the options.
         subjects: how to call the parameters, and what is filtered together.
         weights: the same parameters.
     """
@@ -58,7 +59,7 @@ class Standing:
     ) -> None:
         self.subjects = [(r.name, r.block) for r in readings]
         self._bound, self._layouts = bound, layouts
-        self._group, self._linearize_at = group, group["linearize_at"]
+        self.group, self._linearize_at = group, group["linearize_at"]
         self._params = list(group["params"])
         self._forms = [(p.shape, p.stride()) for p in self._params]
         self._live = [p.grad is not None for p in self._params]
@@ -91,7 +92,7 @@ class Standing:
         """
         params = group["params"]
         return (
-            group is self._group
+            group is self.group
             and len(params) == len(self._params)
             and all(map(operator.is_, params, self._params))
             and [p.grad is not None for p in params] == self._live
@@ -172,6 +173,12 @@ class Standing:
 
 class Standings(dict[Tensor, Standing]):
     """Groups by their first parameter with a gradient; a copy or a pickle of them has none."""
+
+    def attend(self, groups: list[Group]) -> None:
+        """Let go of what is known of groups that are no longer there."""
+        there = set(map(id, groups))
+        for first in [p for p, known in self.items() if id(known.group) not in there]:
+            del self[first]
 
     def find(self, group: Group, bound: Bound, states: States) -> Standing | None:
         """What is known of a group, if that holds."""
