@@ -41,7 +41,7 @@ class KeepingOptimizer(SamplingOptimizer):
                 del state[name]
             if strict and "evaluating" not in state:
                 state.update(belief.strict_state(bound.filter.dynamics.k))
-        if execute.is_elementwise(bound.filter):
+        if made and execute.is_elementwise(bound.filter):
             with torch.inference_mode(False), torch.no_grad():
                 execute.side_by_side(made)
 

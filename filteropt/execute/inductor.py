@@ -19,7 +19,8 @@ def compiler_options() -> dict[str, Any]:
         Options by name.
 
     Example:
-        >>> compiled = torch.compile(torch.sin, options=compiler_options())
+        >>> set(compiler_options()) <= {"cpp.vec_isa_ok"}
+        True
     """
     vectors = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return {"cpp.vec_isa_ok": True} if vectors else {}

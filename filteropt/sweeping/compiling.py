@@ -45,14 +45,18 @@ def attempt(what: str, key: object, function: Any, *given: Any, dynamic: bool) -
     Raises:
         torch.OutOfMemoryError: a GPU has no room for it.
     """
-    if key not in _COMPILED:
-        options = compiler_options() if BACKEND == "inductor" else None
-        _COMPILED[key] = torch.compile(
-            function.__call__, dynamic=dynamic, fullgraph=True, backend=BACKEND, options=options
-        )
+    options = compiler_options() if BACKEND == "inductor" else None
     try:
         with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=PROGRAMS):
             warnings.simplefilter("ignore")  # of the compiler's, to nobody's use
+            if key not in _COMPILED:
+                _COMPILED[key] = torch.compile(
+                    function.__call__,
+                    dynamic=dynamic,
+                    fullgraph=True,
+                    backend=BACKEND,
+                    options=options,
+                )
             return True, _COMPILED[key](*given)
     except torch.OutOfMemoryError:
         raise
