@@ -48,10 +48,9 @@ class Dither(NamedTuple):
     def __call__(self, column: int) -> Tensor:
         """For every weight a whole number in [0, 2¹⁶), as int32; other ones for each column."""
         t = self.t if isinstance(self.t, Tensor) else torch.tensor(self.t, dtype=torch.float64)
-        seed = t.to(torch.int32) * OF_STEP + OF_COLUMN * (column // 2 + 1)
+        seed = t.to(torch.int32) * OF_STEP + OF_COLUMN * (column + 1)
         mixed = _mix(self.mean.view(torch.int32) * OF_WEIGHT ^ seed)
-        hashed = _mix(mixed ^ self.grad.view(torch.int32))  # one for two columns, half of it each
-        return (hashed if column % 2 else hashed >> 16) & 0xFFFF
+        return (_mix(mixed ^ self.grad.view(torch.int32)) >> 16) & 0xFFFF
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -57,9 +57,7 @@ def test_noise_is_uniform():
     assert ((counts - 256) ** 2 / 256).sum() < 255 + 5 * (2 * 255) ** 0.5  # chi squared
 
 
-@pytest.mark.parametrize(
-    ("t", "column"), [(2.0, 0), (3.0, 0), (1.0, 1), (2.0, 1), (1.0, 2), (1.0, 3)]
-)
+@pytest.mark.parametrize(("t", "column"), [(2.0, 0), (3.0, 0), (1.0, 1), (2.0, 1)])
 def test_steps_and_columns_are_independent(t, column):
     assert (standard() * standard(t, column)).mean().abs() < 0.02  # 5 standard errors
 
