@@ -219,6 +219,17 @@ def test_a_part_that_cannot_be_compiled_falls_back_with_one_warning(fresh, short
     assert_alike(after, stepped(preset, executor=loop), rtol=1e-14)
 
 
+def test_a_profile_names_the_kernels():
+    params = parameters([(5,), (40,)])
+    opt = filteropt.AdaBayes(params, lr=0.1, fused=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        opt.step()
+    assert sum(e.count for e in seen.key_averages() if e.key == "filteropt.execute.fused") == 1
+
+
 def test_threads_compile_one_after_the_other(fresh, monkeypatch):
     attempt, inside, most = module._attempt, [], []
 

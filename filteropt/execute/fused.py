@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.autograd.profiler import record_function
 
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.chunked import step_pieces
@@ -70,8 +71,9 @@ def fused(
             ours, values = found
             for x in (run,) if size <= LONGEST else pieces(run, LONGEST):
                 calls.append((ours.kernel, inputs_of(values, x)))
-        for kernel, inputs in calls:  # each of which leaves nothing else in the cache
-            kernel(inputs)
+        with record_function("filteropt.execute.fused"):  # for profiles
+            for kernel, inputs in calls:  # each of which leaves nothing else in the cache
+                kernel(inputs)
         increment_version([x for run in runs for x in (run.p, *run.kept)])
 
     loop(filter, numbers, Layout.of(items).each(advance), gain, ahead)

@@ -121,7 +121,8 @@ class Layout:
             The items that cannot, as they are. Those are empty, of another tensor type, or overlap
             in memory.
         """
-        advance([whole.run(self._raws) for whole in self._wholes])
+        if self._wholes:
+            advance([whole.run(self._raws) for whole in self._wholes])
         for pack in self._packs:
             pack.advance(self._raws, advance)
         return [self._item(i) for i in self._rest]
