@@ -122,9 +122,8 @@ def predict(cov: Sequence[Tensor], transition: Transition) -> tuple[Tensor, ...]
             y = column[i]
             weighted = y * weights[j]
             total = pivot + weighted * y
-            total = (
-                total if j else total.clamp_min(info.tiny)
-            )  # what is added later is not negative
+            if j == 0:  # what is added later is not negative
+                total = total.clamp_min(info.tiny)
             if i + 1 < k:
                 total = total.clamp_max(info.max)  # whose inverse and itself are numbers
                 inverse = total.reciprocal()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -98,6 +99,45 @@ class Settable(FixedNoise):
 )
 def test_models_whose_numbers_may_change_are_asked_at_every_step(dynamics):
     assert engine.steady(dynamics) is None
+
+
+def test_models_in_slots_are_asked_at_every_step():
+    @dataclass(frozen=True, slots=True)
+    class Slotted:
+        k: ClassVar[int] = 1
+        initial_variance: float = 1.0
+
+        def transition(self, t):
+            return Transition(F=((1.0,),), Q=(0.01,), lost=0.0)
+
+    assert engine.steady(Slotted()) is None
+    preset = filteropt.variant(adabayes, dynamics=lambda lr: Slotted())
+    p = torch.nn.Parameter(torch.zeros(3))
+    opt = filteropt.FilterOptimizer([p], preset, lr=0.1)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    assert (p < 0).all()
+
+
+def test_steps_ask_a_steady_model_once():
+    asked = []
+
+    @dataclass(frozen=True)
+    class Noting(FixedNoise):
+        def transition(self, t):
+            asked.append(t)
+            return super().transition(t)
+
+    preset = filteropt.variant(adabayes, dynamics=lambda lr: Noting(lr))
+    p = torch.nn.Parameter(torch.zeros(3))
+    opt = filteropt.FilterOptimizer([p], preset, lr=0.1)
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    before = len(asked)
+    for _ in range(5):
+        opt.step()
+    assert len(asked) == before
 
 
 def test_models_that_count_are_asked_at_every_step():

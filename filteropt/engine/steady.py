@@ -40,7 +40,8 @@ def steady(dynamics: Dynamics) -> Transition | None:
         True
     """
     frozen = getattr(vars(type(dynamics)).get("__dataclass_params__"), "frozen", False)
-    if not frozen or not all(map(_lasts, vars(dynamics).values())):
+    held = getattr(dynamics, "__dict__", None)  # which those with slots have not
+    if not frozen or held is None or not all(map(_lasts, held.values())):
         return None
     unseen: Any = _Unseen()
     try:
