@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -228,6 +230,22 @@ def test_a_profile_names_the_kernels():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         opt.step()
     assert sum(e.count for e in seen.key_averages() if e.key == "filteropt.execute.fused") == 1
+
+
+def test_kernels_ask_once_for_each_vector_that_they_read(fresh, monkeypatch):
+    compiled, sources = program._compiled, []
+
+    def note(*given):
+        kernel = compiled(*given)
+        sources.append(kernel.source_code)
+        return kernel
+
+    monkeypatch.setattr(program, "_compiled", note)
+    stepped(adabayes, shapes=[(40,)], dtypes=[torch.float32], fused=True)
+    (source,) = sources
+    asked = re.findall(r"__builtin_prefetch\(\(const char\*\)\((\w+) \+", source)
+    assert set(Counter(asked).values()) == {2}  # the loop, and what is left at its end
+    assert len(asked) == 2 * 4  # weights, gradients, precisions, averages; numbers are at hand
 
 
 def test_threads_compile_one_after_the_other(fresh, monkeypatch):
