@@ -10,7 +10,9 @@ import torch
 import filteropt
 from filteropt import engine
 from filteropt.blocks import Block
-from filteropt.execute import Item
+from filteropt.engine import IncompatibleComposition, check
+from filteropt.execute import Item, is_elementwise
+from filteropt.testing import compositions
 from filteropt.trees import leaves
 from filteropt.types import Raw
 
@@ -30,6 +32,23 @@ LAYOUTS = {
 }
 SHAPES = [(), (0,), (1,), (5,), (3, 4), (2, 3, 2, 2), (40,), (7, 9)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def fits(filter):
+    try:
+        check(filter)
+    except IncompatibleComposition:
+        return False
+    return True
+
+
+FITTING = [filter for filter in compositions() if fits(filter)]
+ELEMENTWISE = [filter for filter in FITTING if is_elementwise(filter)]
+
+
+def called(filter):
+    return "-".join(type(part).__name__ for part in (filter.dynamics, filter.likelihood,
+                                                     filter.posterior))  # fmt: skip
 
 
 def parameters(shapes, layouts=(), dtypes=(), seed=0):

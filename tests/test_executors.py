@@ -16,33 +16,15 @@ from hypothesis import strategies as st
 
 import filteropt
 from filteropt.approximations import Clipped, Diagonal, SquaredGradient
-from filteropt.engine import IncompatibleComposition, check
 from filteropt.execute import Item, chunked, is_elementwise, loop, write
 from filteropt.presets import adabayes
-from filteropt.testing import LawViolation, check_elementwise, compositions
+from filteropt.testing import LawViolation, check_elementwise
 from filteropt.types import Belief, Diag, State
-from tests.execution import LAYOUTS, assert_alike, made, stepped
+from tests.execution import ELEMENTWISE, FITTING, LAYOUTS, assert_alike, called, made, stepped
 
 layout = sys.modules["filteropt.execute.layout"]
 pieces = sys.modules["filteropt.execute.chunked"]
 standing = sys.modules["filteropt.execute.standing"]
-
-
-def fits(filter):
-    try:
-        check(filter)
-    except IncompatibleComposition:
-        return False
-    return True
-
-
-FITTING = [filter for filter in compositions() if fits(filter)]
-ELEMENTWISE = [filter for filter in FITTING if is_elementwise(filter)]
-
-
-def called(filter):
-    return "-".join(type(part).__name__ for part in (filter.dynamics, filter.likelihood,
-                                                     filter.posterior))  # fmt: skip
 
 
 @pytest.fixture

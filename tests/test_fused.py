@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import filteropt
 from filteropt import engine, presets
 from filteropt.approximations import Dense, Diagonal, FixedPoint, SquaredGradient
-from filteropt.execute import choose, chunked, fused, loop
+from filteropt.execute import choose, chunked, fused, loop, replayed
 from filteropt.execute.numbers import structure_of
 from filteropt.presets import adabayes
 from filteropt.types import Projection
@@ -103,9 +103,9 @@ def test_presets_and_options_are_the_loops(preset, options, short):
     assert None not in module._PROGRAMS.values()
 
 
-def test_a_number_that_all_weights_share_is_stepped_once(short, monkeypatch):
+def test_a_number_that_all_weights_share_is_stepped_once(short, fresh, monkeypatch):
     """Vadam's family counts the evidence of a tensor in one number, in every piece of it alike."""
-    monkeypatch.setattr(module, "LONGEST", 16)
+    monkeypatch.setattr(program, "LONGEST", 16)
     filter = presets.vadam(lr=0.01, dataset_size=100)
     assert_alike(made(filter, fused), made(filter, loop), rtol=1e-12)
     assert None not in module._PROGRAMS.values()
@@ -251,12 +251,12 @@ def test_kernels_ask_once_for_each_vector_that_they_read(fresh, monkeypatch):
 def test_threads_compile_one_after_the_other(fresh, monkeypatch):
     attempt, inside, most = module._attempt, [], []
 
-    def slow(*given):
+    def slow(*given, **options):
         inside.append(given)
         most.append(len(inside))
         time.sleep(0.05)
         try:
-            return attempt(*given)
+            return attempt(*given, **options)
         finally:
             inside.pop()
 
@@ -320,9 +320,11 @@ def test_fused_is_a_choice_of_three(fused):
 def test_size_decides_where_nothing_is_asked_for():
     filter = adabayes()
     assert choose(filter, 10**7, None) is fused
-    assert choose(filter, 10**7 - 1, None) is chunked
-    assert choose(filter, 10**9, False) is chunked
+    assert choose(filter, 10**7 - 1, None) is replayed
+    assert choose(filter, 10**9, False) is replayed
+    assert choose(filter, 2**18 - 1, None) is chunked
     assert choose(filter, 1, True) is fused
+    assert choose(replace(filter, projections=(Bare(),)), 10**9, None) is chunked
     dense = filteropt.variant(adabayes, posterior=Dense())()
     assert choose(dense, 10**9, None) is loop
 

@@ -3,7 +3,7 @@
 from filteropt.execute.bucketed import bucketed
 from filteropt.execute.choice import choose, is_elementwise, objection
 from filteropt.execute.chunked import chunked
-from filteropt.execute.fused import fused
+from filteropt.execute.fused import fused, replayed
 from filteropt.execute.inductor import compiler_options
 from filteropt.execute.items import Ahead, Item, write
 from filteropt.execute.loop import loop
@@ -27,6 +27,7 @@ __all__ = [
     "loop",
     "objection",
     "plan",
+    "replayed",
     "require_prediction",
     "side_by_side",
     "update",

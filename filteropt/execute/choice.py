@@ -8,7 +8,7 @@ from typing import Any
 
 from filteropt.engine import Filter
 from filteropt.execute.chunked import chunked
-from filteropt.execute.fused import fused
+from filteropt.execute.fused import fused, replayed
 from filteropt.execute.items import Executor
 from filteropt.execute.loop import loop
 from filteropt.execute.once import once
@@ -17,6 +17,8 @@ __all__ = ["choose", "is_elementwise", "objection"]
 
 MANY = 10**7
 """Weights of one group from which on compiling pays by itself."""
+SEVERAL = 2**18
+"""Weights of one group from which on recording a step does, which takes a fraction of a second."""
 PROGRAMS = frozenset({"observe", "propagate", "condition", "__call__", "forward", "backward"})
 """What an element program is made of."""
 
@@ -30,12 +32,16 @@ def choose(filter: Filter, weights: int, wanted: bool | None) -> Executor:
         wanted: whether the step is to be compiled; ``None`` leaves that to their number.
 
     Returns:
-        :func:`fused` or :func:`chunked` for elementwise compositions, else :func:`loop`.
+        :func:`fused`, :func:`replayed` or :func:`chunked` for elementwise compositions, else
+        :func:`loop`.
     """
     if not is_elementwise(filter):
         return loop
-    many = wanted or (wanted is None and weights >= MANY)
-    return fused if many and objection(filter) is None else chunked
+    if objection(filter) is not None:
+        return chunked
+    if wanted or (wanted is None and weights >= MANY):
+        return fused
+    return replayed if weights >= SEVERAL else chunked
 
 
 @once

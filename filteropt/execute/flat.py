@@ -15,6 +15,9 @@ from filteropt.types import Raw, Scalar, State
 
 __all__ = ["Run", "advance", "gathered", "pieces", "run_of"]
 
+LINE = 64
+"""Numbers, of a byte or more, that fill whole lines of the cache."""
+
 SHAPED = ("grad", "squares", "products")
 """What may have been gathered that is shaped like the parameter."""
 
@@ -106,9 +109,12 @@ def pieces(run: Run, size: int) -> Iterator[Run]:
     if n <= size:
         yield run
         return
-    parts = [x.split(size) if x.dim() else () for x in run.columns]  # type: ignore[no-untyped-call]
-    old = [None if x.dim() else x.clone() for x in run.columns]
     last = (n - 1) // size
+    even = -(-n // (last + 1) // LINE) * LINE
+    even = even if even <= size else size
+    parts = [x.split(even) if x.dim() else () for x in run.columns]  # type: ignore[no-untyped-call]
+    old = [None if x.dim() else x.clone() for x in run.columns]
+    last = (n - 1) // even
     for i in range(last + 1):
         yield run.of(
             [

@@ -1,4 +1,4 @@
-"""Elementwise steps compiled: one kernel for all the weights of a group."""
+"""Elementwise steps by recorded programs: one kernel for all the weights of a group."""
 
 from __future__ import annotations
 
@@ -21,16 +21,13 @@ from filteropt.execute.numbers import kind_of, numbers_of, structure_of
 from filteropt.execute.program import Program, build, inputs_of
 from filteropt.trees import tree_map
 
-__all__ = ["fused"]
+__all__ = ["fused", "replayed"]
 
 Kernel = Callable[[list[Tensor]], object]
 
-LONGEST = 2**30
-"""Weights of one call, so that 32 bits count them."""
-
 _PROGRAMS: dict[object, Program | None] = {}
-"""Everything compiled in this process; ``None`` for what could not be."""
-_COMPILING = threading.Lock()
+"""Everything recorded in this process; ``None`` for what could not be."""
+_BUILDING = threading.Lock()
 
 
 def fused(
@@ -43,7 +40,7 @@ def fused(
     """Step elementwise compositions by a compiled program.
 
     One program serves a composition, whatever its numbers and however many weights there are. Where
-    it cannot be compiled, :func:`chunked` takes its place, with one warning.
+    it cannot be compiled, :func:`replayed` takes its place, with one warning.
 
     Args:
         filter: an elementwise composition, whose parts are dataclasses.
@@ -52,6 +49,40 @@ def fused(
         gain: factor on the displacement.
         ahead: how the mean then moves, where gradients are taken at the prediction.
     """
+    _by_programs(filter, scalars, items, gain, ahead, compiled=True)
+
+
+def replayed(
+    filter: Filter,
+    scalars: Scalars,
+    items: Iterable[Item],
+    gain: float,
+    ahead: Ahead | None = None,
+) -> None:
+    """Step elementwise compositions piece by piece by a program that is not compiled.
+
+    Its operations are those of the engine's step, in little memory, which stays in the cache. Where
+    they cannot be recorded, :func:`chunked` takes its place.
+
+    Args:
+        filter: an elementwise composition, whose parts are dataclasses.
+        scalars: the step's numbers.
+        items: the parameters.
+        gain: factor on the displacement.
+        ahead: how the mean then moves, where gradients are taken at the prediction.
+    """
+    _by_programs(filter, scalars, items, gain, ahead, compiled=False)
+
+
+def _by_programs(
+    filter: Filter,
+    scalars: Scalars,
+    items: Iterable[Item],
+    gain: float,
+    ahead: Ahead | None,
+    *,
+    compiled: bool,
+) -> None:
     numbers = tree_map(float, scalars)
     given = numbers_of(filter, numbers, gain, ahead)
     structure = structure_of(filter, scalars, ahead)
@@ -62,14 +93,15 @@ def fused(
         for run in runs:
             kind, size = kind_of(run), run.p.numel()
             if kind not in ready:
-                program = _program(filter, scalars, ahead, run, (structure, kind))
+                key = compiled, structure, kind
+                program = _program(filter, scalars, ahead, run, key, compiled=compiled)
                 ready[kind] = None if program is None else (program, program.values(given, run))
             found = ready[kind] if size > 1 else None
             if found is None:
                 step_pieces(filter, numbers, gain, ahead, [run])
                 continue
             ours, values = found
-            for x in (run,) if size <= LONGEST else pieces(run, LONGEST):
+            for x in (run,) if size <= ours.longest else pieces(run, ours.longest):
                 calls.append((ours.kernel, inputs_of(values, x)))
         with record_function("filteropt.execute.fused"):  # for profiles
             for kernel, inputs in calls:  # each of which leaves nothing else in the cache
@@ -80,25 +112,33 @@ def fused(
 
 
 def _program(
-    filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run, key: object
+    filter: Filter,
+    scalars: Scalars,
+    ahead: Ahead | None,
+    run: Run,
+    key: object,
+    *,
+    compiled: bool,
 ) -> Program | None:
-    """The program for such runs, compiled when it is first needed; ``None`` if that failed."""
-    with _COMPILING:  # compilers are not for several threads
+    """The program for such runs, built when it is first needed; ``None`` if that failed."""
+    with _BUILDING:  # compilers are not for several threads
         if key not in _PROGRAMS:
-            _PROGRAMS[key], reason = _attempt(filter, scalars, ahead, run)
-            if reason:
+            made, reason = _attempt(filter, scalars, ahead, run, compiled=compiled)
+            if compiled and reason:
                 _warn(reason)
+                made, _ = _attempt(filter, scalars, ahead, run, compiled=False)
+            _PROGRAMS[key] = made
         return _PROGRAMS[key]
 
 
 def _attempt(
-    filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run
+    filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run, *, compiled: bool
 ) -> tuple[Program | None, str]:
     """A program, or none and the reason. What torch warns its own developers of is no news."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return build(filter, scalars, ahead, run), ""
+            return build(filter, scalars, ahead, run, compiled=compiled), ""
     except Exception as error:  # whatever a compiler may raise
         cause = getattr(error, "inner_exception", error)
         return None, f"{type(cause).__name__}: {cause}".splitlines()[0]

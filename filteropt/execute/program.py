@@ -1,9 +1,9 @@
-"""An elementwise composition's step as one compiled program of vectors and numbers.
+"""An elementwise composition's step as one program of vectors and numbers.
 
 The engine's own step is recorded once, on a few weights, as a graph of tensor operations. What
 depends on numbers alone is taken out of it and worked out once per step, in double precision; the
 rest becomes one kernel, of which all numbers are inputs. So no number that changes from step to
-step, and none of a hyperparameter, is part of what was compiled.
+step, and none of a hyperparameter, is part of what was recorded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from filteropt.execute.flat import Run, advance
 from filteropt.execute.inductor import asking_ahead, compiler_options
 from filteropt.execute.items import Ahead
 from filteropt.execute.numbers import numbers_of, with_numbers
+from filteropt.execute.replay import replay
 from filteropt.trees import tree_map
 
 __all__ = ["Program", "build", "inputs_of", "record"]
@@ -34,11 +35,17 @@ TRIAL = 2**20
 """Weights of the first call, which compiles: so many that the kernel uses all threads."""
 
 FEW = 64
-"""Steps whose numbers are remembered."""
+"""Weights on which a step is recorded, and steps whose numbers are remembered."""
+
+PIECE = 3 * 2**16
+"""Numbers of one call on a CPU, where a step is replayed: so few that they stay in the cache."""
+
+LONGEST = 2**30
+"""Numbers of any call, so that 32 bits count them."""
 
 
 class Program(NamedTuple):
-    """A compiled step, for runs of one kind.
+    """A recorded step, for runs of one kind.
 
     Attributes:
         prelude: from all numbers of a step, 0-d tensors, to those that the kernel uses.
@@ -46,6 +53,7 @@ class Program(NamedTuple):
         used: which of the numbers the prelude looks at.
         known: what the kernel is given, for numbers met before.
         kernel: steps vectors in place, given those numbers and a run's columns.
+        longest: the most weights that it should be given at a time.
     """
 
     prelude: Callable[..., list[Tensor]]
@@ -53,6 +61,7 @@ class Program(NamedTuple):
     used: list[int]
     known: dict[tuple[float, ...], Tensor]
     kernel: Callable[[list[Tensor]], object]
+    longest: int
 
     def values(self, numbers: list[float], run: Run) -> Tensor:
         """The numbers that the kernel uses, one vector in the belief's dtype on its device."""
@@ -87,14 +96,17 @@ def inputs_of(values: Tensor, run: Run) -> list[Tensor]:
     return [values, *[x if x.dim() else x.view(1) for x in run.columns]]
 
 
-def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Program:
-    """Record and compile a composition's step, and try it on weights of its own.
+def build(
+    filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run, *, compiled: bool
+) -> Program:
+    """Record a composition's step; to compile it, try it on weights of its own.
 
     Args:
         filter: an elementwise composition.
         scalars: a step's numbers.
         ahead: how the mean then moves, where gradients are taken at the prediction.
         run: vectors of the dtypes, and on the device, that it is for.
+        compiled: whether the kernel is compiled; else it is replayed.
 
     Returns:
         The program, for any number of weights from 2 on.
@@ -109,16 +121,19 @@ def build(filter: Filter, scalars: Scalars, ahead: Ahead | None, run: Run) -> Pr
         parts = with_numbers(filter, lambda _: next(given))
         advance(parts, traced, run.of(list(inputs[len(numbers) :])), gain, then)
 
-    trial = run.map(lambda x: x.new_ones(TRIAL if x.dim() else 1))
-    few = trial.map(lambda x: x[:64].clone())
+    few = run.map(lambda x: x.new_ones(FEW if x.dim() else 1))
     prelude, rest = record(program, len(numbers), few.columns)
     asked = [node for node in prelude.graph.nodes if node.op == "placeholder"]
     used = [i for i, node in enumerate(asked) if node.users]
-    made = Program(prelude, of_floats(prelude), used, {}, rest)
+    made = Program(prelude, of_floats(prelude), used, {}, rest, LONGEST)
+    if not compiled:
+        piece = PIECE if run.p.device.type == "cpu" else LONGEST
+        return made._replace(kernel=replay(rest), longest=piece)
+    trial = run.map(lambda x: x.new_ones(TRIAL if x.dim() else 1))
     inputs = inputs_of(made.values(numbers, trial), trial)
-    compiled = _compiled(rest, inputs)
-    compiled(inputs)
-    return made._replace(kernel=compiled.current_callable)
+    kernel = _compiled(rest, inputs)
+    kernel(inputs)
+    return made._replace(kernel=kernel.current_callable)
 
 
 def record(

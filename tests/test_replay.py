@@ -1,0 +1,261 @@
+"""The replayed executor: equal to the loop, and to the very bit to what was recorded."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import filteropt
+from filteropt import presets
+from filteropt.execute import loop, replayed
+from filteropt.execute.replay import _planned, replay
+from filteropt.presets import adabayes
+from filteropt.types import Projection
+from tests.execution import ELEMENTWISE, LAYOUTS, assert_alike, called, made, parameters, stepped
+
+layout = sys.modules["filteropt.execute.layout"]
+choice = sys.modules["filteropt.execute.choice"]
+fused = sys.modules["filteropt.execute.fused"]
+program = sys.modules["filteropt.execute.program"]
+
+
+def checked(recorded):
+    """A replay that is compared with the operations themselves."""
+    run = replay(recorded)
+
+    def both(inputs):
+        copies = [x.clone() for x in inputs]
+        recorded(*copies)
+        run(inputs)
+        for found, expected in zip(inputs, copies, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+    return both
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A few weights are several pieces, whatever was recorded before."""
+    monkeypatch.setattr(fused, "_PROGRAMS", {})
+    monkeypatch.setattr(program, "replay", checked)
+    monkeypatch.setattr(program, "PIECE", 16)
+    monkeypatch.setattr(choice, "SEVERAL", 0)
+    monkeypatch.setattr(layout, "SMALL", 24)
+
+
+KINDS = {(type(f.likelihood), type(f.posterior), f.dynamics.k): f for f in ELEMENTWISE}
+
+
+@pytest.mark.parametrize("filter", KINDS.values(), ids=called)
+def test_every_kind_of_elementwise_composition_is_replayed_as_in_the_loop(filter, short):
+    assert_alike(made(filter, replayed), made(filter, loop), rtol=1e-12)
+    assert None not in fused._PROGRAMS.values()
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    shapes=st.lists(
+        st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.just((200,)), min_size=1, max_size=6
+    ),
+    layouts=st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=6, max_size=6),
+    dtypes=st.lists(
+        st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), min_size=6, max_size=6
+    ),
+    groups=st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    late=st.lists(st.booleans(), min_size=6, max_size=6),
+    size=st.sampled_from([2, 3, 16, 2**18]),
+    small=st.sampled_from([1, 24, 2**15]),
+)
+def test_replays_are_the_loop(shapes, layouts, dtypes, groups, late, size, small):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_PROGRAMS", {})
+        patch.setattr(program, "PIECE", size)
+        patch.setattr(choice, "SEVERAL", 0)
+        patch.setattr(layout, "SMALL", small)
+        case = {"shapes": shapes, "layouts": layouts, "dtypes": dtypes, "groups": groups}
+        found = stepped(adabayes, late=late, **case)
+        assert None not in fused._PROGRAMS.values()
+        expected = stepped(adabayes, late=late, executor=loop, **case)
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("linearize_at", ["posterior", "prediction"])
+@pytest.mark.parametrize("options", [{"maximize": True}, {"schedule": "model"}, {}])
+@pytest.mark.parametrize(
+    "preset", [adabayes, presets.adabayes_fp, presets.momentum_filter, presets.bayes_rmsprop]
+)
+def test_options_of_the_optimizer_hold(preset, options, linearize_at, short):
+    options = {**options, "linearize_at": linearize_at, "lrs": [0.01, 0.005, 0.02]}
+    found = stepped(preset, lr=0.01, **options)
+    assert_alike(found, stepped(preset, lr=0.01, executor=loop, **options))
+    assert None not in fused._PROGRAMS.values()
+
+
+def test_many_steps_of_any_numbers_are_one_recording(short):
+    params = parameters([(40,), (5,)])
+    opt = filteropt.AdaBayes(params, lr=0.01)
+    for t in range(5):
+        opt.param_groups[0].update(lr=0.01 / (t + 1), batch_size=t + 1)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    assert len(fused._PROGRAMS) == 1
+
+
+@dataclass(frozen=True)
+class Gated(Projection):
+    """Branches on a value, which cannot be recorded."""
+
+    elementwise: ClassVar[bool] = True
+
+    def __call__(self, disp, belief):
+        return (disp * 0.5 if bool(disp[0] > 0) else disp), belief
+
+
+def test_what_cannot_be_recorded_is_stepped_without_a_word(short, recwarn):
+    preset = filteropt.variant(adabayes, projections=(Gated(),))
+    params = [(1,)]  # of which there is one piece
+    found = stepped(preset, shapes=params)
+    assert_alike(found, stepped(preset, shapes=params, executor=loop), rtol=1e-14)
+    stepped(preset, shapes=[(40,)])
+    assert list(fused._PROGRAMS.values()) == [None]
+    assert not recwarn
+
+
+# In little memory ---------------------------------------------------------------------------------
+
+
+def recorded(function, *given):
+    """A function of vectors after numbers, as it is recorded of a step."""
+    return program.record(function, 1, list(given))[1]
+
+
+def memory(graph):
+    """How many vectors a replay needs beside what it is given."""
+    return len(_planned(list(graph.graph.nodes))[1])
+
+
+def test_a_step_needs_little_memory(short, monkeypatch):
+    needed = []
+
+    def noted(graph):
+        needed.append(memory(graph))
+        return replay(graph)
+
+    monkeypatch.setattr(program, "replay", noted)
+    for preset in (adabayes, presets.adabayes_fp):
+        stepped(preset, shapes=[(40,)])
+    assert needed == [3, 3]
+
+
+def late_look(_, p, state):
+    new = state * 2
+    p.add_(state)  # as it was
+    state.copy_(new)
+
+
+def late_look_by_a_view(_, p, state):
+    seen = state.view(-1)
+    new = state * 2
+    p.add_(seen)
+    state.copy_(new)
+
+
+def changed_after(_, p, state):
+    new = p * 2
+    state.copy_(new)
+    p.add_(new.add_(1))  # which the state must not see
+
+
+def changed_before(_, p, state):
+    new = p * 2
+    new.add_(1)
+    state.copy_(new)
+    p.add_(new)
+
+
+def twice(_, p, state):
+    new = p + state
+    p.copy_(new)
+    state.copy_(new)
+
+
+def exchanged(_, p, state):
+    old = state.clone()
+    state.copy_(p)
+    p.copy_(old)
+
+
+def swapped(_, p, state):
+    one, other = p * 1, state * 1
+    p.copy_(other)
+    state.copy_(one)
+
+
+def used_long_after(_, p, state):
+    early = p * 3
+    for _ in range(3):
+        p.add_((p * state).sin() + early.cos())
+    p.add_(early)
+
+
+def of_other_dtypes(_, p, state):
+    bits = (p * 2).float().view(torch.int32) ^ 5
+    p.add_((bits & 255).to(p.dtype) + torch.where(p > state, p.double(), 1.0).to(p.dtype))
+
+
+def by_a_view(_, p, state):
+    new = p * 2
+    same = new.view(-1)
+    p.add_(state * 3)
+    p.add_(same)
+
+
+def shared_numbers(_, p, state):
+    p.add_((state[:1] * 2).expand(p.shape) * p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "function",
+    [
+        late_look,
+        late_look_by_a_view,
+        changed_after,
+        changed_before,
+        twice,
+        exchanged,
+        swapped,
+        used_long_after,
+        of_other_dtypes,
+        by_a_view,
+        shared_numbers,
+    ],
+)
+def test_whatever_is_recorded_is_replayed_to_the_bit(function, dtype):
+    torch.manual_seed(0)
+    p, state = torch.randn(2, 64, dtype=dtype).unbind()
+    graph = recorded(function, p.clone(), state.clone())
+    for n in (64, 3):
+        inputs = [torch.ones(1), p[:n].clone(), state[:n].clone()]
+        checked(graph)(inputs)
+        expected = [p[:n].clone(), state[:n].clone()]
+        function(None, *expected)
+        for x, y in zip(inputs[1:], expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+def test_a_new_state_is_worked_out_where_it_is_kept():
+    """But where something still looks at the old one, or at what it was copied from."""
+    p, state = torch.randn(2, 64).unbind()
+    needed = {
+        f: memory(recorded(f, p, state))
+        for f in (changed_before, late_look, changed_after, swapped)
+    }
+    assert needed == {changed_before: 0, late_look: 1, changed_after: 1, swapped: 1}
