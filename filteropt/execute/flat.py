@@ -9,14 +9,12 @@ from torch import Tensor
 
 from filteropt.engine import Filter, Scalars, step
 from filteropt.execute.items import Ahead, Item, add, foresee, store
+from filteropt.execute.rows import LINE
 from filteropt.rounding import Dither, held
 from filteropt.trees import restore, tree_map
 from filteropt.types import Raw, Scalar, State
 
 __all__ = ["Run", "advance", "gathered", "pieces", "run_of"]
-
-LINE = 64
-"""Numbers, of a byte or more, that fill whole lines of the cache."""
 
 SHAPED = ("grad", "squares", "products")
 """What may have been gathered that is shaped like the parameter."""
@@ -95,7 +93,7 @@ def advance(
 
 
 def pieces(run: Run, size: int) -> Iterator[Run]:
-    """A run of vectors as shorter ones, views of it.
+    """A run of vectors as shorter ones of about one length, views of it.
 
     Args:
         run: the weights.
@@ -109,9 +107,8 @@ def pieces(run: Run, size: int) -> Iterator[Run]:
     if n <= size:
         yield run
         return
-    last = (n - 1) // size
-    even = -(-n // (last + 1) // LINE) * LINE
-    even = even if even <= size else size
+    count = -(-n // size)
+    even = min(size, -(-n // (count * LINE)) * LINE)
     parts = [x.split(even) if x.dim() else () for x in run.columns]  # type: ignore[no-untyped-call]
     old = [None if x.dim() else x.clone() for x in run.columns]
     last = (n - 1) // even

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from filteropt.execute.overlaps import is_dense
 
-__all__ = ["SMALL", "as_row", "numbers_in", "side_by_side"]
+__all__ = ["LINE", "SMALL", "as_row", "numbers_in", "side_by_side"]
 
 SMALL = 2**15
 """Tensors of fewer numbers are stepped together, which costs less than a step of each."""
