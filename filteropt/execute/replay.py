@@ -29,7 +29,7 @@ def replay(recorded: GraphModule) -> Callable[[list[Tensor]], None]:
         recorded: operations, the second of whose inputs is one of the vectors.
 
     Returns:
-        From the inputs to nothing: it changes those that the operations change.
+        A function of the inputs, which changes those that the operations change.
     """
     graph, dtypes = _planned(list(recorded.graph.nodes))
     run = GraphModule(recorded, graph).forward
