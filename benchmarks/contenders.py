@@ -27,7 +27,7 @@ _EXECUTORS: dict[str, dict[str, Any]] = {
     "eager": {"fused": False},  # of matrices: bucketed
     "fused": {"fused": True},
     "unchecked": {"fused": True, "on_nonfinite": "ignore"},  # as torch's optimizers are
-    "graph": {"fused": True, "capturable": True},
+    "graph": {"fused": True, "capturable": True, "on_nonfinite": "ignore"},
 }
 
 

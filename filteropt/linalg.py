@@ -24,9 +24,11 @@ __all__ = [
 ]
 
 
-def scalar(x: Scalar) -> Tensor:
+def scalar(x: Scalar, device: torch.device | None = None) -> Tensor:
     """``x`` as a 0-d float64 tensor: hyperparameter arithmetic is done in double precision."""
-    return torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu"))
+    if device is None or device.type == "cpu" or getattr(x, "device", None) == device:
+        return torch.as_tensor(x, dtype=torch.float64, device=getattr(x, "device", "cpu"))
+    return torch.full((), float(x), dtype=torch.float64, device=device)  # which can be captured
 
 
 def predict_variance(variance: Tensor, transition: Transition) -> Tensor:
@@ -62,10 +64,8 @@ def overshoots(transition: Transition) -> str | None:
     factor = float(transition.F[0][0])
     if factor > -1:
         return None
-    return (
-        f"its transition factor F = {factor:.3g} is not above -1, so that the variance would "
-        f"grow without bound; take a smaller lr or an exact discretization"
-    )
+    why = f"its transition factor F = {factor:.3g} is not above -1, so that the variance would"
+    return f"{why} grow without bound; take a smaller lr or an exact discretization"
 
 
 def predict_root(root: Tensor, transition: Transition) -> Tensor:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Reading",
+    "capturing",
     "gather",
     "local",
     "several",
@@ -221,6 +222,11 @@ def several() -> bool:
     distributed = torch.distributed
     started = distributed.is_available() and distributed.is_initialized()
     return started and distributed.get_world_size() > 1
+
+
+def capturing() -> bool:
+    """Whether work for the present CUDA stream is recorded as a graph instead of done."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def local(x: Tensor) -> Tensor:

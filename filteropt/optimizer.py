@@ -55,6 +55,8 @@ class FilterOptimizer(SteppingOptimizer):
             already (``clip_grad_norm_(error_if_nonfinite=True)``, ``GradScaler``).
         fused: whether steps are compiled; ``None`` compiles those of groups of 10 million weights
             or more where every part treats every weight on its own. See :doc:`/executors`.
+        capturable: whether steps can be captured in CUDA graphs: they are compiled, counted on the
+            parameters' device, and read no number from there. See :doc:`/executors`.
         belief_dtype: ``torch.bfloat16`` keeps beliefs in half the memory, rounded at random, of
             weights of 32 bits or fewer in elementwise compositions of one latent; ``None`` in
             float32, or float64 for such weights. See :doc:`/executors`.
@@ -96,6 +98,7 @@ class FilterOptimizer(SteppingOptimizer):
         maximize: bool = False,
         on_nonfinite: Literal["raise", "skip", "ignore"] = "raise",
         fused: bool | None = None,
+        capturable: bool = False,
         belief_dtype: torch.dtype | None = None,
         model: nn.Module | None = None,
         **hyperparameters: Any,
@@ -103,7 +106,12 @@ class FilterOptimizer(SteppingOptimizer):
         options = {"schedule": schedule, "linearize_at": linearize_at, "maximize": maximize}
         check_values(
             type(self).__name__,
-            {**options, "on_nonfinite": on_nonfinite, "fused": fused},
+            {
+                **options,
+                "on_nonfinite": on_nonfinite,
+                "fused": fused,
+                "capturable": capturable,
+            },
             hints_of(FilterOptimizer.__init__),
         )
         if not (model is None or isinstance(model, nn.Module)):
@@ -112,8 +120,13 @@ class FilterOptimizer(SteppingOptimizer):
             raise ValueError(
                 f"{type(self).__name__}: belief_dtype={belief_dtype} must be None or torch.bfloat16"
             )
+        if capturable and (on_nonfinite != "ignore" or fused is False):
+            raise ValueError(
+                f"{type(self).__name__}: capturable=True needs on_nonfinite='ignore', since what "
+                f"is captured cannot be decided again, and a compiled step, fused=True or None"
+            )
         self.preset, self.model, self.belief_dtype = preset, model, belief_dtype
-        self.on_nonfinite, self.fused = on_nonfinite, fused
+        self.on_nonfinite, self.fused, self.capturable = on_nonfinite, fused, capturable
         self._recipe = Recipe(type(self).__name__, preset, hyperparameters)
         self._gathering, self._standings = Gathering(), execute.Standings()
         values = {name: native(value) for name, value in self._recipe.defaults.items()}
@@ -168,11 +181,20 @@ class FilterOptimizer(SteppingOptimizer):
         bound = self._recipe.bind(group)
         if self.fused and (why := execute.objection(bound.filter)) is not None:
             raise ValueError(f"{type(self).__name__}: fused=True, but {why}; use fused=None")
+        if self.capturable:
+            strict = group["linearize_at"] == "prediction"
+            if (why := execute.capture_objection(bound.filter, strict=strict)) is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: capturable=True, but {why}; use capturable=False"
+                )
         return bound
 
     def _loaded(self) -> None:
         self._standings.clear()  # which would hold the former state while memory is needed
         self._gathering.clear(self.state)
+        for p, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(self._clock_of(p))
         for group in self.param_groups:
             if execute.is_elementwise(self._bind(group).filter):
                 states = [self.state[p] for p in group["params"] if p in self.state]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from filteropt import belief, execute, measure
@@ -68,8 +69,9 @@ class SteppingOptimizer(KeepingOptimizer):
             _reading(name, block, bound, maximize, seen.get(block.weight, {}))
             for name, block in subjects
         ]
-        ages = standing.ages() if standing else [self._age(block.weight) for block in new]
-        batches = execute.plan(bound, readings, ages, gain=self._recipe.gain(group), strict=strict)
+        gain, clock = self._recipe.gain(group), self._clock if self.capturable else None
+        ages = self._ages(standing, new)
+        batches = execute.plan(bound, readings, ages, gain=gain, strict=strict, clock=clock)
         if standing:
             batches = standing.placed(batches, known=known is not None)
         return Work(new, readings, batches)
@@ -83,9 +85,23 @@ class SteppingOptimizer(KeepingOptimizer):
             return gathered
         return {p: {**gathered.get(p, {}), **of_layers.get(p, {})} for p in params}
 
-    def _age(self, p: Tensor) -> float:
-        """The step that a parameter is about to take, 1 for the first."""
-        return 1 + float(self.state.get(p, {}).get("step", 0.0))
+    def _ages(self, standing: execute.Standing | None, new: list[Block]) -> list[float]:
+        """The steps that parameters are about to take, or what tells these apart in a capture."""
+        if self.capturable and measure.capturing():
+            if standing is None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: take a step of the same parameters and options before "
+                    f"one is captured"
+                )
+            return standing.batches()
+        if standing is not None:
+            return standing.ages()
+        return [1 + float(self.state.get(b.weight, {}).get("step", 0.0)) for b in new]
+
+    def _clock(self, p: Tensor) -> Tensor:
+        """The step that a parameter is about to take, on its device, where nobody reads it."""
+        steps = self.state[p]["step"] if p in self.state else torch.zeros((), device=p.device)
+        return steps.double() + 1
 
     def _subjects(self, index: int, bound: Bound) -> list[tuple[Callable[[], str], Block]]:
         """The blocks of a group that have a gradient, and how to call each."""
@@ -115,7 +131,9 @@ class SteppingOptimizer(KeepingOptimizer):
         self._prepare(group, work.new, bound)
         gain = self._recipe.gain(group)
         layouts = [
-            execute.update(bound, batch, self.state, gain, fused=self.fused)
+            execute.update(
+                bound, batch, self.state, gain, fused=self.fused, capturable=self.capturable
+            )
             for batch in work.batches
         ]
         if any(batch.layout is None for batch in work.batches):

@@ -24,6 +24,7 @@ class KeepingOptimizer(SamplingOptimizer):
     """An optimizer with the state that its groups' options need."""
 
     belief_dtype: torch.dtype | None
+    capturable: bool = False
 
     def _prepare(self, group: Group, blocks: list[Block], bound: Bound) -> None:
         """Give blocks' parameters the state that their group's options need, and no other."""
@@ -48,7 +49,7 @@ class KeepingOptimizer(SamplingOptimizer):
     def _fresh(self, group: Group, block: Block, p: Tensor) -> Group:
         """A member's state before the first gradient: of the constructed ``lr``'s prior."""
         filter = self._bind({**group, "lr": group["base_lr"] or group["lr"]}).filter
-        step = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
+        step = {"step": torch.zeros((), dtype=torch.float32, device=self._clock_of(p))}
         strict = group["linearize_at"] == "prediction"
         kept = belief.strict_state(filter.dynamics.k) if strict else {}
         if p is not block.weight:
@@ -59,6 +60,10 @@ class KeepingOptimizer(SamplingOptimizer):
             **self._short(dict(zip(names(initial), leaves(initial), strict=True))),
             **kept,
         }
+
+    def _clock_of(self, p: Tensor) -> torch.device:
+        """Where a parameter's steps are counted; on the CPU, reading them stalls no device."""
+        return p.device if self.capturable else torch.device("cpu")
 
     def _expected_state(self, group: Group, p: Tensor) -> set[str]:
         """The names of the tensors that a parameter of such a group keeps."""

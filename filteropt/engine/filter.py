@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -95,16 +96,18 @@ def scalars(filter: Filter, t: float | Tensor, known: Transition | None = None) 
 
     Args:
         filter: the composition.
-        t: steps taken, this one included; 1 for the first.
+        t: steps taken, this one included; 1 for the first. Numbers are worked out on its device.
         known: the transition, if it is that of every step (:func:`steady`).
 
     Returns:
         The numbers that :func:`step` uses.
     """
     later, t = isinstance(t, float) and t > 1, scalar(t)
-    transition: Transition = known or tree_map(scalar, filter.dynamics.transition(t))
+    there = partial(scalar, device=t.device)
+    transition: Transition = known or filter.dynamics.transition(t)
+    transition = transition if known and t.is_cpu else tree_map(there, transition)
     decay = 1 - transition.F[0][0] if transition.decay is None else transition.decay
-    likelihood: Packed = tree_map(scalar, filter.likelihood.scalars(t))
+    likelihood: Packed = tree_map(there, filter.likelihood.scalars(t))
     age = transition if later else _unless_first(transition, t)
     return Scalars(age, transition, decay, likelihood, t=t)
 

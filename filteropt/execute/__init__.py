@@ -1,9 +1,9 @@
 """Executors: how the engine's one step runs over many tensors, and how results are stored."""
 
 from filteropt.execute.bucketed import bucketed
-from filteropt.execute.choice import choose, is_elementwise, objection
+from filteropt.execute.choice import capture_objection, choose, is_elementwise, objection
 from filteropt.execute.chunked import chunked
-from filteropt.execute.fused import fused, replayed
+from filteropt.execute.fused import captured, fused, replayed
 from filteropt.execute.inductor import compiler_options
 from filteropt.execute.items import Ahead, Item, write
 from filteropt.execute.loop import loop
@@ -19,6 +19,8 @@ __all__ = [
     "Standing",
     "Standings",
     "bucketed",
+    "capture_objection",
+    "captured",
     "choose",
     "chunked",
     "compiler_options",

@@ -13,7 +13,7 @@ from filteropt.execute.items import Executor
 from filteropt.execute.loop import loop
 from filteropt.execute.once import once
 
-__all__ = ["choose", "is_elementwise", "objection"]
+__all__ = ["capture_objection", "choose", "is_elementwise", "objection"]
 
 MANY = 10**7
 """Weights of one group from which on compiling pays by itself."""
@@ -63,6 +63,24 @@ def objection(filter: Filter) -> str | None:
         if not is_dataclass(part):
             return f"{name} is no dataclass, whose fields would tell what is compiled"
     return None
+
+
+def capture_objection(filter: Filter, *, strict: bool) -> str | None:
+    """Why a composition's step cannot be captured, as a clause; ``None`` if it can.
+
+    Args:
+        filter: the composition.
+        strict: whether gradients are taken at the prediction.
+
+    Returns:
+        The clause.
+    """
+    if strict:
+        return "linearize_at='prediction' keeps numbers on the CPU"
+    more = ", ".join(sorted(filter.likelihood.needs - {"grad"}))
+    if more:
+        return f"{type(filter.likelihood).__name__} needs {more}, gathered outside of a step"
+    return objection(filter)
 
 
 def _parts(owner: Any) -> Iterator[Any]:

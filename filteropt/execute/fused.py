@@ -19,9 +19,10 @@ from filteropt.execute.layout import Layout
 from filteropt.execute.loop import loop
 from filteropt.execute.numbers import kind_of, numbers_of, structure_of
 from filteropt.execute.program import Program, build, inputs_of
+from filteropt.measure import capturing
 from filteropt.trees import tree_map
 
-__all__ = ["fused", "replayed"]
+__all__ = ["captured", "fused", "replayed"]
 
 Kernel = Callable[[list[Tensor]], object]
 
@@ -74,6 +75,25 @@ def replayed(
     _by_programs(filter, scalars, items, gain, ahead, compiled=False)
 
 
+def captured(
+    filter: Filter,
+    scalars: Scalars,
+    items: Iterable[Item],
+    gain: float,
+    ahead: Ahead | None = None,
+) -> None:
+    """Step as :func:`fused` does, and read no number: what is done can be captured and done again.
+
+    Args:
+        filter: an elementwise composition, whose parts are dataclasses.
+        scalars: the step's numbers, on the weights' device where they depend on the step.
+        items: the parameters.
+        gain: factor on the displacement.
+        ahead: how the mean then moves, where gradients are taken at the prediction.
+    """
+    _by_programs(filter, scalars, items, gain, ahead, compiled=True, read=False)
+
+
 def _by_programs(
     filter: Filter,
     scalars: Scalars,
@@ -82,11 +102,12 @@ def _by_programs(
     ahead: Ahead | None,
     *,
     compiled: bool,
+    read: bool = True,
 ) -> None:
-    numbers = tree_map(float, scalars)
-    given = numbers_of(filter, numbers, gain, ahead)
+    numbers: Scalars = tree_map(float, scalars) if read else scalars
+    given = numbers_of(filter, numbers, gain, ahead, float if read else lambda x: x)
     structure = structure_of(filter, scalars, ahead)
-    ready: dict[object, tuple[Program, Tensor] | None] = {}
+    ready: dict[object, tuple[Program, Tensor]] = {}
 
     def advance(runs: list[Run]) -> None:
         calls: list[tuple[Kernel, list[Tensor]]] = []
@@ -95,8 +116,10 @@ def _by_programs(
             if kind not in ready:
                 key = compiled, structure, kind
                 program = _program(filter, scalars, ahead, run, key, compiled=compiled)
-                ready[kind] = None if program is None else (program, program.values(given, run))
-            found = ready[kind] if size > 1 else None
+                if program is not None:
+                    work_out = program.values if read else program.values_there
+                    ready[kind] = program, work_out(given, run)
+            found = ready.get(kind) if size > 1 else None
             if found is None:
                 step_pieces(filter, numbers, gain, ahead, [run])
                 continue
@@ -108,7 +131,14 @@ def _by_programs(
                 kernel(inputs)
         increment_version([x for run in runs for x in (run.p, *run.kept)])
 
-    loop(filter, numbers, Layout.of(items).each(advance), gain, ahead)
+    rest = [item for item in Layout.of(items).each(advance) if item.p.numel()]
+    if rest and capturing():
+        raise RuntimeError(
+            "parameters that overlap in memory, or are of a tensor type of their own, cannot be "
+            "stepped in a CUDA graph; leave their optimizer's step out of it"
+        )
+    if rest:
+        loop(filter, numbers, rest, gain, ahead)
 
 
 def _program(

@@ -19,8 +19,12 @@ Take = Callable[[float], Any]
 
 
 def numbers_of(
-    filter: Filter, scalars: Scalars, gain: float, ahead: Ahead | None = None
-) -> list[float]:
+    filter: Filter,
+    scalars: Scalars,
+    gain: float,
+    ahead: Ahead | None = None,
+    read: Callable[[Any], Any] = float,
+) -> list[Any]:
     """All numbers that a step depends on, in order.
 
     Args:
@@ -28,12 +32,13 @@ def numbers_of(
         scalars: the step's.
         gain: the factor on displacements.
         ahead: how the mean then moves, if it does.
+        read: what is done to each of the step's numbers.
 
     Returns:
-        Floats.
+        Floats, and what was made of the step's numbers.
     """
-    found: list[float] = []
-    tree_map(lambda x: found.append(float(x)), scalars)
+    found: list[Any] = []
+    tree_map(lambda x: found.append(read(x)), scalars)
     found.append(gain)
     tree_map(lambda x: found.append(float(x)), ahead)
     for part, name in _numeric(filter):

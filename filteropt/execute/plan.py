@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+from torch import Tensor
 
 from filteropt import engine
 from filteropt.engine import Filter, Scalars
@@ -35,7 +38,13 @@ class Batch(NamedTuple):
 
 
 def plan(
-    bound: Bound, readings: list[Reading], ages: list[float], *, gain: float, strict: bool
+    bound: Bound,
+    readings: list[Reading],
+    ages: list[float],
+    *,
+    gain: float,
+    strict: bool,
+    clock: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Batch]:
     """Work out a group's scalars, changing nothing.
 
@@ -45,6 +54,8 @@ def plan(
         ages: the step that each of them is about to take, 1 for the first.
         gain: factor on the displacement.
         strict: whether gradients are taken at the prediction.
+        clock: tells a parameter's age in a tensor, from which numbers are worked out where it is;
+            then ages only tell parameters apart.
 
     Returns:
         One batch for every age.
@@ -66,7 +77,8 @@ def plan(
         members = readings
         if len(found) > 1:
             members = [r for r, age in zip(readings, ages, strict=True) if age == t]
-        scalars, ahead = engine.scalars(filter, t, bound.steady), None
+        now = t if clock is None else clock(members[0].p)
+        scalars, ahead = engine.scalars(filter, now, bound.steady), None
         if strict:  # the last step predicted the mean that the parameters hold
             scalars = scalars._replace(decay=0.0, moves=0.0)
             ahead = _ahead(filter, t + 1, gain)

@@ -27,6 +27,7 @@ from filteropt.execute.inductor import asking_ahead, compiler_options
 from filteropt.execute.items import Ahead
 from filteropt.execute.numbers import numbers_of, with_numbers
 from filteropt.execute.replay import replay
+from filteropt.linalg import scalar
 from filteropt.trees import tree_map
 
 __all__ = ["Program", "build", "inputs_of", "record"]
@@ -72,6 +73,11 @@ class Program(NamedTuple):
             found = torch.tensor(self._worked_out(numbers), dtype=torch.float64)
             self.known[key] = found.to(run.p.device, run.grad.dtype)
         return self.known[key]
+
+    def values_there(self, numbers: list[Any], run: Run) -> Tensor:
+        """The same of numbers of which some are on the device, where they stay."""
+        found = self.prelude(*[scalar(x, run.p.device) for x in numbers])
+        return torch.stack(found).to(run.grad.dtype)
 
     def _worked_out(self, numbers: list[float]) -> list[float]:
         if self.quick is not None:

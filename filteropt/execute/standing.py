@@ -153,6 +153,11 @@ class Standing:
         """The step that each parameter is about to take, 1 for the first."""
         return [1 + step for step in numbers_in(self._steps, self._step_row)]
 
+    def batches(self) -> list[float]:
+        """Which batch each parameter is in, for those that are in step with each other."""
+        found = {i: float(place) for place, batch in enumerate(self._members) for i in batch}
+        return [found[id(p)] for p in self.weights]
+
     def placed(self, batches: list[Batch], *, known: bool) -> list[Batch]:
         """Batches with their layouts, if those hold.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from filteropt.execute.bucketed import bucketed
 from filteropt.execute.choice import choose
+from filteropt.execute.fused import captured
 from filteropt.execute.items import Ahead, Item, foresee
 from filteropt.execute.layout import Layout
 from filteropt.execute.plan import Batch
@@ -30,6 +31,7 @@ def update(
     gain: float,
     *,
     fused: bool | None = None,
+    capturable: bool = False,
 ) -> Layout | None:
     """Step the parameters of one batch in place.
 
@@ -39,6 +41,7 @@ def update(
         states: every parameter's tensors by name, ``step`` among them.
         gain: factor on the displacement.
         fused: whether the step is to be compiled; ``None`` leaves that to the number of weights.
+        capturable: whether it is compiled and no number is read from a device.
 
     Returns:
         How the parameters lie in memory, where every weight is treated on its own.
@@ -57,7 +60,8 @@ def update(
     elif batch.readings:
         layout = layout or Layout(items, counts)
         layout.take([r.raw for r in batch.readings])
-        choose(filter, layout.weights, fused)(filter, batch.scalars, layout, gain, batch.ahead)
+        executor = captured if capturable else choose(filter, layout.weights, fused)
+        executor(filter, batch.scalars, layout, gain, batch.ahead)
         layout.release()
         layout.count()
     if batch.ahead is not None:

@@ -116,6 +116,7 @@ class EigenbasisFilter(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None`` or ``False``; steps of matrices are not compiled.
+        capturable: ``False``; steps of matrices are not captured.
         belief_dtype: ``None``; matrices need all their bits.
         model: the module that owns the parameters; needed for ``factors="layers"``, else for their
             names.

@@ -97,6 +97,7 @@ class AdaBayes(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``True`` for steps that CUDA graphs can capture.
         belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
@@ -151,6 +152,7 @@ class AdaBayesFP(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``True`` for steps that CUDA graphs can capture.
         belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 

@@ -116,6 +116,7 @@ class KroneckerFilter(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None`` or ``False``; steps of matrices are not compiled.
+        capturable: ``False``; steps of matrices are not captured.
         belief_dtype: ``None``; matrices need all their bits.
 
     Raises:

@@ -98,6 +98,7 @@ class MomentumFilter(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``True`` for steps that CUDA graphs can capture.
         belief_dtype: ``None``; the covariance of two latents needs all its bits.
         model: the module that owns the parameters, for their names.
 

@@ -82,6 +82,7 @@ class OnlineNaturalGradient(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``True`` for steps that CUDA graphs can capture.
         belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
@@ -145,6 +146,7 @@ class ExtendedKalmanFilter(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None`` or ``False``; steps of matrices are not compiled.
+        capturable: ``False``; steps of matrices are not captured.
         belief_dtype: ``None``; matrices need all their bits.
         model: the module whose output the loss is computed from; needed.
 

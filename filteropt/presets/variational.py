@@ -120,6 +120,7 @@ class VON(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``False``; what is gathered at draws is not captured.
         belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
@@ -178,6 +179,7 @@ class VOGN(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``False``; what is gathered at draws is not captured.
         belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters and makes the loss' input; needed.
 

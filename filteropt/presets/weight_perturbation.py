@@ -116,6 +116,7 @@ class Vadam(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``False``; what is gathered at draws is not captured.
         belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
@@ -174,6 +175,7 @@ class IVON(FilterOptimizer):
         maximize: maximise instead of minimise.
         on_nonfinite: ``"raise"``, ``"skip"`` the step, or ``"ignore"``: look at no gradient.
         fused: ``None``, ``True`` to compile the step, or ``False``.
+        capturable: ``False``; what is gathered at draws is not captured.
         belief_dtype: ``None``, or ``torch.bfloat16`` for beliefs in half the memory.
         model: the module that owns the parameters, for their names.
 
