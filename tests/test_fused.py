@@ -232,15 +232,30 @@ def test_a_profile_names_the_kernels():
     assert sum(e.count for e in seen.key_averages() if e.key == "filteropt.execute.fused") == 1
 
 
-def test_kernels_ask_once_for_each_vector_that_they_read(fresh, monkeypatch):
-    compiled, sources = program._compiled, []
+@pytest.fixture
+def sources(fresh, monkeypatch):
+    """What is compiled, in C++."""
+    compiled, found = program._compiled, []
 
     def note(*given):
         kernel = compiled(*given)
-        sources.append(kernel.source_code)
+        found.append(kernel.source_code)
         return kernel
 
     monkeypatch.setattr(program, "_compiled", note)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # which takes two registers
+def test_bits_of_floats_stay_in_registers(sources, dtype):
+    options = {"fused": True, "belief_dtype": torch.bfloat16}
+    stepped(adabayes, shapes=[(40,)], dtypes=[dtype], **options)
+    (source,) = sources
+    assert ("bit_cast<int32_t>" in source) != ("at::vec::cast<int32_t, float>" in source)
+    assert "tmpbuf" not in source
+
+
+def test_kernels_ask_once_for_each_vector_that_they_read(sources):
     stepped(adabayes, shapes=[(40,)], dtypes=[torch.float32], fused=True)
     (source,) = sources
     asked = re.findall(r"__builtin_prefetch\(\(const char\*\)\((\w+) \+", source)

@@ -23,7 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.arithmetic import of_floats
 from filteropt.execute.flat import Run, advance
-from filteropt.execute.inductor import asking_ahead, compiler_options
+from filteropt.execute.inductor import compiler_options, waiting_less
 from filteropt.execute.items import Ahead
 from filteropt.execute.numbers import numbers_of, with_numbers
 from filteropt.execute.replay import replay
@@ -185,7 +185,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Any:
 
     options = {"size_asserts": False, **compiler_options()}
     # AOTAutograd's cache would give what surrounds a kernel.
-    with asking_ahead(), functorch.patch(enable_autograd_cache=False):
+    with waiting_less(), functorch.patch(enable_autograd_cache=False):
         compile_fx(graph, fake, inner_compile=keep, config_patches=options)
     (kernel,) = made
     return kernel
