@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._inductor.utils import fresh_cache
 
 import filteropt
 from filteropt import engine, presets
@@ -243,7 +245,8 @@ def sources(fresh, monkeypatch):
         return kernel
 
     monkeypatch.setattr(program, "_compiled", note)
-    return found
+    with fresh_cache():  # of kernels on disk
+        yield found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # which takes two registers
@@ -255,10 +258,21 @@ def test_bits_of_floats_stay_in_registers(sources, dtype):
     assert "tmpbuf" not in source
 
 
+def test_kernels_of_others_are_not_taken_for_these(sources, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "waiting_less", contextlib.nullcontext)
+        stepped(adabayes, shapes=[(40,)], dtypes=[torch.float32], fused=True)
+    module._PROGRAMS.clear()
+    stepped(adabayes, shapes=[(40,)], dtypes=[torch.float32], fused=True)
+    assert ["__builtin_prefetch" in source for source in sources] == [False, True]
+
+
 def test_kernels_ask_once_for_each_vector_that_they_read(sources):
     stepped(adabayes, shapes=[(40,)], dtypes=[torch.float32], fused=True)
     (source,) = sources
-    asked = re.findall(r"__builtin_prefetch\(\(const char\*\)\((\w+) \+", source)
+    asked = re.findall(
+        r"__builtin_prefetch\(\(const char\*\)\((\w+) \+.*\) \+ 2048, 0, 2\);", source
+    )
     assert set(Counter(asked).values()) == {2}  # the loop, and what is left at its end
     assert len(asked) == 2 * 4  # weights, gradients, precisions, averages; numbers are at hand
 
@@ -306,6 +320,16 @@ def test_without_a_compiler_the_eager_executor_steps_in(fresh, monkeypatch):
         after = stepped(adabayes, fused=True, dtypes=[torch.float32, torch.float64])
     assert len(found) == 1
     assert_alike(after, stepped(adabayes, executor=loop, dtypes=[torch.float32, torch.float64]))
+    assert None not in module._PROGRAMS.values()  # they are replayed
+
+
+def test_what_was_replayed_is_compiled_when_that_is_asked_for(fresh, monkeypatch):
+    monkeypatch.setattr(sys.modules["filteropt.execute.choice"], "SEVERAL", 0)
+    before = graphs()
+    for wanted in (False, True):
+        stepped(adabayes, params=parameters([(40,)]), fused=wanted)
+    assert len(module._PROGRAMS) == 2
+    assert graphs() == before + 1
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,19 @@ def test_many_steps_of_any_numbers_are_one_recording(short):
     assert len(fused._PROGRAMS) == 1
 
 
+def test_weights_are_stepped_in_pieces_of_about_one_length(short, monkeypatch):
+    lengths = []
+
+    def noted(graph):
+        run = replay(graph)
+        return lambda inputs: (lengths.append(len(inputs[1])), run(inputs))
+
+    monkeypatch.setattr(program, "replay", noted)
+    monkeypatch.setattr(program, "PIECE", 300)
+    stepped(adabayes, shapes=[(700,), (301,), (300,), (40,)], lrs=[None])
+    assert lengths == [256, 256, 188, 192, 109, 300, 40]
+
+
 @dataclass(frozen=True)
 class Gated(Projection):
     """Branches on a value, which cannot be recorded."""
@@ -217,6 +230,44 @@ def by_a_view(_, p, state):
     p.add_(same)
 
 
+def by_views_of_views(_, p, state):
+    same = (p * 2).view(1, -1).view(-1)
+    p.add_(state * 3)
+    p.add_(same)
+
+
+def by_one_of_several(_, p, state):
+    (same,) = (p * 2).view(1, -1).unbind()
+    p.add_(state * 3)
+    p.add_(same)
+
+
+def in_place_again_and_again(_, p, state):
+    new = (p * 2).add_(1).mul_(state)
+    p.add_(state * 3)
+    p.add_(new)
+
+
+def changed_after_by_a_view(_, p, state):
+    new = p * 2
+    state.copy_(new)
+    p.add_(new.view(-1).add_(1))
+
+
+def with_keywords(_, p, state):
+    new = torch.add(p, state, alpha=3)
+    p.copy_(torch.div(new, state, rounding_mode="floor"))
+
+
+def of_another_dtype(_, p, state):
+    state.add_((p.double() * 2).to(state.dtype))
+    p.copy_(p.double() * 3)
+
+
+def along_the_vector(_, p, state):
+    p.add_((p * 2).cumsum(0) + (state + 1).flip(0))
+
+
 def shared_numbers(_, p, state):
     p.add_((state[:1] * 2).expand(p.shape) * p)
 
@@ -235,6 +286,13 @@ def shared_numbers(_, p, state):
         used_long_after,
         of_other_dtypes,
         by_a_view,
+        by_views_of_views,
+        by_one_of_several,
+        in_place_again_and_again,
+        changed_after_by_a_view,
+        with_keywords,
+        of_another_dtype,
+        along_the_vector,
         shared_numbers,
     ],
 )

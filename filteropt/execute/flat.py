@@ -107,11 +107,10 @@ def pieces(run: Run, size: int) -> Iterator[Run]:
     if n <= size:
         yield run
         return
-    count = -(-n // size)
-    even = min(size, -(-n // (count * LINE)) * LINE)
+    last = (n - 1) // size
+    even = min(size, -(-n // ((last + 1) * LINE)) * LINE)  # which makes as many pieces
     parts = [x.split(even) if x.dim() else () for x in run.columns]  # type: ignore[no-untyped-call]
     old = [None if x.dim() else x.clone() for x in run.columns]
-    last = (n - 1) // even
     for i in range(last + 1):
         yield run.of(
             [
