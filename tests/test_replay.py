@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import filteropt
 from filteropt import presets
 from filteropt.execute import loop, replayed
-from filteropt.execute.replay import _planned, replay
+from filteropt.execute.replay import Trial, _planned, _writer, replay
 from filteropt.presets import adabayes
 from filteropt.types import Projection
 from tests.execution import ELEMENTWISE, LAYOUTS, assert_alike, called, made, parameters, stepped
@@ -25,9 +25,9 @@ fused = sys.modules["filteropt.execute.fused"]
 program = sys.modules["filteropt.execute.program"]
 
 
-def checked(recorded):
+def checked(recorded, given):
     """A replay that is compared with the operations themselves."""
-    run = replay(recorded)
+    run = replay(recorded, given)
 
     def both(inputs):
         copies = [x.clone() for x in inputs]
@@ -111,8 +111,8 @@ def test_many_steps_of_any_numbers_are_one_recording(short):
 def test_weights_are_stepped_in_pieces_of_about_one_length(short, monkeypatch):
     lengths = []
 
-    def noted(graph):
-        run = replay(graph)
+    def noted(graph, given):
+        run = replay(graph, given)
         return lambda inputs: (lengths.append(len(inputs[1])), run(inputs))
 
     monkeypatch.setattr(program, "replay", noted)
@@ -129,6 +129,39 @@ class Gated(Projection):
 
     def __call__(self, disp, belief):
         return (disp * 0.5 if bool(disp[0] > 0) else disp), belief
+
+
+@dataclass(frozen=True)
+class Gate(Projection):
+    """Works numbers out that are of the weights' dtype in a step, and of another when recorded."""
+
+    elementwise: ClassVar[bool] = True
+    low: float = 0.5
+    high: float = 0.7
+
+    def __call__(self, disp, belief):
+        gate = torch.where(disp > 0, self.low, self.high)
+        return disp * gate + (disp < 0) * (self.low * 1e-3), belief
+
+
+def test_numbers_are_of_the_dtype_that_they_have_in_a_step(short):
+    preset = filteropt.variant(adabayes, projections=(Gate(),))
+    case = {"shapes": [(40,), (5,)], "dtypes": [torch.float32] * 2}
+    assert_alike(stepped(preset, **case), stepped(preset, executor=loop, **case))
+    assert None not in fused._PROGRAMS.values()
+
+
+@dataclass(frozen=True)
+class Listing(Gate):
+    knots: list = field(default_factory=lambda: [1.0])
+
+
+def test_parts_of_which_no_key_can_be_made_are_stepped_as_they_stand(short):
+    preset = filteropt.variant(adabayes, projections=(Listing(),))
+    assert_alike(stepped(preset), stepped(preset, executor=loop))
+    assert not fused._PROGRAMS
+    with pytest.raises(ValueError, match=r"fused=True, but .*unhashable type: 'list'"):
+        stepped(preset, fused=True)
 
 
 def test_what_cannot_be_recorded_is_stepped_without_a_word(short, recwarn):
@@ -149,17 +182,19 @@ def recorded(function, *given):
     return program.record(function, 1, list(given))[1]
 
 
-def memory(graph):
+def memory(graph, given):
     """How many vectors a replay needs beside what it is given."""
-    return len(_planned(list(graph.graph.nodes))[1])
+    trial = Trial(graph)
+    trial.run(*[x.clone() for x in given])
+    return len(_planned(trial)[1])
 
 
 def test_a_step_needs_little_memory(short, monkeypatch):
     needed = []
 
-    def noted(graph):
-        needed.append(memory(graph))
-        return replay(graph)
+    def noted(graph, given):
+        needed.append(memory(graph, given))
+        return replay(graph, given)
 
     monkeypatch.setattr(program, "replay", noted)
     for preset in (adabayes, presets.adabayes_fp):
@@ -268,6 +303,68 @@ def along_the_vector(_, p, state):
     p.add_((p * 2).cumsum(0) + (state + 1).flip(0))
 
 
+def changed_by_a_list(_, p, state):
+    new = p * 2
+    state.copy_(new)
+    torch._foreach_mul_([new], 3.0)
+    p.add_(new)
+
+
+def written_to_by_keyword(_, p, state):
+    new = p * 1
+    torch.clamp(p, -0.1, 0.1, out=new)
+    state.copy_(p * 2 + state * 4)
+    p.add_(new)
+
+
+def kept_place_changed_after(_, p, state):
+    new = p * 2
+    state.copy_(new)
+    state.add_(1)
+    p.add_(new)
+
+
+def kept_place_copied_to_again(_, p, state):
+    new = p * 2
+    state.copy_(new)
+    state.copy_(p)
+    p.add_(new)
+
+
+def a_copy_of_a_part(_, p, state):
+    new = p * 2
+    state.copy_(new[:1].expand(p.shape))
+
+
+def a_part_of_what_is_written_to(_, p, state):
+    new = p * 2
+    p.copy_(new[:1].expand(p.shape) * p + 1)
+    state.copy_(state[:1].expand(p.shape) * 3)
+
+
+def copied_to_itself(_, p, state):
+    p.copy_(p)
+    state.add_(p * 2)
+
+
+def kept_by_a_view(_, p, state):
+    seen = state.view(-1)
+    new = state * 2
+    p.add_(state)
+    seen.copy_(new)
+
+
+def bits_of_another_kind(_, p, state):
+    whole = torch.int32 if p.dtype is torch.float32 else torch.int64
+    state.copy_((p * 2).view(whole))
+    p.copy_((p.view(whole) ^ 1).view(p.dtype))
+
+
+def numbers_and_conditions(_, p, state):
+    p.add_((p > 0) * 0.3)
+    p.mul_(torch.where(state > 0, 0.5, 1.0))
+
+
 def shared_numbers(_, p, state):
     p.add_((state[:1] * 2).expand(p.shape) * p)
 
@@ -293,6 +390,16 @@ def shared_numbers(_, p, state):
         with_keywords,
         of_another_dtype,
         along_the_vector,
+        changed_by_a_list,
+        written_to_by_keyword,
+        kept_place_changed_after,
+        kept_place_copied_to_again,
+        a_copy_of_a_part,
+        a_part_of_what_is_written_to,
+        copied_to_itself,
+        kept_by_a_view,
+        bits_of_another_kind,
+        numbers_and_conditions,
         shared_numbers,
     ],
 )
@@ -302,18 +409,23 @@ def test_whatever_is_recorded_is_replayed_to_the_bit(function, dtype):
     graph = recorded(function, p.clone(), state.clone())
     for n in (64, 3):
         inputs = [torch.ones(1), p[:n].clone(), state[:n].clone()]
-        checked(graph)(inputs)
+        checked(graph, [x.clone() for x in inputs])(inputs)
         expected = [p[:n].clone(), state[:n].clone()]
         function(None, *expected)
         for x, y in zip(inputs[1:], expected, strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
+def test_what_looks_along_a_vector_is_given_no_memory():
+    assert _writer(torch.ops.aten.cumsum.default) is None
+    assert _writer(torch.ops.aten.mul.Tensor) is torch.ops.aten.mul.out
+
+
 def test_a_new_state_is_worked_out_where_it_is_kept():
     """But where something still looks at the old one, or at what it was copied from."""
     p, state = torch.randn(2, 64).unbind()
     needed = {
-        f: memory(recorded(f, p, state))
+        f: memory(recorded(f, p, state), [torch.ones(1), p, state])
         for f in (changed_before, late_look, changed_after, swapped)
     }
     assert needed == {changed_before: 0, late_look: 1, changed_after: 1, swapped: 1}

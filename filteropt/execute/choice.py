@@ -11,6 +11,7 @@ from filteropt.execute.chunked import chunked
 from filteropt.execute.fused import fused, replayed
 from filteropt.execute.items import Executor
 from filteropt.execute.loop import loop
+from filteropt.execute.numbers import structures
 from filteropt.execute.once import once
 
 __all__ = ["capture_objection", "choose", "is_elementwise", "objection"]
@@ -62,6 +63,10 @@ def objection(filter: Filter) -> str | None:
             )
         if not is_dataclass(part):
             return f"{name} is no dataclass, whose fields would tell what is compiled"
+    try:
+        hash(structures(filter))
+    except TypeError as error:
+        return f"a field of its parts is no key to what is compiled ({error})"
     return None
 
 

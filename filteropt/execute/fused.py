@@ -126,7 +126,7 @@ def _by_programs(
             ours, values = found
             for x in (run,) if size <= ours.longest else pieces(run, ours.longest):
                 calls.append((ours.kernel, inputs_of(values, x)))
-        with record_function("filteropt.execute.fused"):  # for profiles
+        with record_function(f"filteropt.execute.{'fused' if compiled else 'replayed'}"):
             for kernel, inputs in calls:  # each of which leaves nothing else in the cache
                 kernel(inputs)
         increment_version([x for run in runs for x in (run.p, *run.kept)])
@@ -178,7 +178,7 @@ def _attempt(
 def _warn(reason: str) -> None:
     """Say once why a step is not compiled."""
     warnings.warn(
-        f"the step could not be compiled ({reason}); the eager executor steps in, with the same "
-        f"results. Pass fused=False to ask for it",
+        f"the step could not be compiled ({reason}); it is replayed instead, with the same "
+        f"results. Pass fused=False to ask for that",
         stacklevel=2,
     )

@@ -75,7 +75,8 @@ def waiting_less() -> Generator[None, None, None]:
         each = f"for (int i = 0; i < {count}; i++) y[i] = {cast}({x}[i])"
         return f"[&] {{ at::vec::VectorizedN<{made}, {count}> y; {each}; return y; }}()"
 
-    tag = f"filteropt 2, {AHEAD} bytes ahead"  # so that no other kernel is taken from a cache
+    # So that no other kernel is taken from a cache:
+    tag = f"{settings.cache_key_tag} filteropt 2, {AHEAD} bytes ahead"
     with (
         patch.object(CppKernelProxy, "vec_kernel_cls", Kernel),
         patch.object(CppVecOverrides, "to_dtype_bitcast", staticmethod(to_dtype_bitcast)),

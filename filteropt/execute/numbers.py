@@ -13,7 +13,7 @@ from filteropt.execute.once import once
 from filteropt.hyperparameters import hints_of
 from filteropt.trees import tree_map
 
-__all__ = ["kind_of", "numbers_of", "structure_of", "with_numbers"]
+__all__ = ["kind_of", "numbers_of", "structure_of", "structures", "with_numbers"]
 
 Take = Callable[[float], Any]
 
@@ -60,7 +60,7 @@ def structure_of(
     Returns:
         A key, the same for all compositions that a program can serve.
     """
-    return tree_map(lambda _: 0, (scalars, ahead)), *_structures(filter)
+    return tree_map(lambda _: 0, (scalars, ahead)), *structures(filter)
 
 
 def kind_of(run: Run) -> tuple[object, ...]:
@@ -110,8 +110,15 @@ def _numeric_fields(part: Any) -> Iterator[tuple[Any, str]]:
 
 
 @once
-def _structures(filter: Filter) -> tuple[tuple[object, ...], ...]:
-    """Every part without its numbers."""
+def structures(filter: Filter) -> tuple[tuple[object, ...], ...]:
+    """Every part without its numbers.
+
+    Args:
+        filter: the composition.
+
+    Returns:
+        A key, if what their fields hold is one.
+    """
     return tuple(_structure(part) for part in _parts(filter))
 
 

@@ -132,11 +132,12 @@ def build(
     asked = [node for node in prelude.graph.nodes if node.op == "placeholder"]
     used = [i for i, node in enumerate(asked) if node.users]
     made = Program(prelude, of_floats(prelude), used, {}, rest, LONGEST)
+    values = made.values(numbers, few)
     if not compiled:
         piece = PIECE if run.p.device.type == "cpu" else LONGEST
-        return made._replace(kernel=replay(rest), longest=piece)
+        return made._replace(kernel=replay(rest, inputs_of(values, few)), longest=piece)
     trial = run.map(lambda x: x.new_ones(TRIAL if x.dim() else 1))
-    inputs = inputs_of(made.values(numbers, trial), trial)
+    inputs = inputs_of(values, trial)
     kernel = _compiled(rest, inputs)
     kernel(inputs)
     return made._replace(kernel=kernel.current_callable)
