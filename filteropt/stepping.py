@@ -87,7 +87,13 @@ class SteppingOptimizer(KeepingOptimizer):
 
     def _ages(self, standing: execute.Standing | None, new: list[Block]) -> list[float]:
         """The steps that parameters are about to take, or what tells these apart in a capture."""
-        if self.capturable and measure.capturing():
+        if measure.capturing():
+            if not self.capturable:
+                raise RuntimeError(
+                    f"{type(self).__name__}: a step that is captured in a CUDA graph would be the "
+                    f"same whenever it is done again; construct it with capturable=True and "
+                    f"on_nonfinite='ignore', or leave the step out of the graph"
+                )
             if standing is None:
                 raise RuntimeError(
                     f"{type(self).__name__}: take a step of the same parameters and options before "

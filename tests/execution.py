@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from hypothesis import strategies as st
 
 import filteropt
 from filteropt import engine
@@ -30,6 +31,18 @@ LAYOUTS = {
         3 : 3 + x.numel()
     ].view(x.shape),
 }
+CASES = {
+    "shapes": st.lists(
+        st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.just((200,)), min_size=1, max_size=6
+    ),
+    "layouts": st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=6, max_size=6),
+    "dtypes": st.lists(
+        st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), min_size=6, max_size=6
+    ),
+    "groups": st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    "late": st.lists(st.booleans(), min_size=6, max_size=6),
+}
+"""Parameters of all kinds, in groups; some have no gradient in the first step."""
 SHAPES = [(), (0,), (1,), (5,), (3, 4), (2, 3, 2, 2), (40,), (7, 9)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 

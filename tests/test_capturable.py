@@ -95,9 +95,9 @@ def test_a_captured_step_is_a_step_whenever_it_is_done_again(preset, uncompiled,
                 give(params, t)
                 opt.step()
         else:
-            monkeypatch.setattr(measure, "capturing", lambda: True)
             give(params, 3)
-            with capture:
+            with monkeypatch.context() as patch, capture:
+                patch.setattr(measure, "capturing", lambda: True)
                 opt.step()
             for t in range(4, 8):
                 give(params, t)
@@ -125,6 +125,30 @@ def test_the_first_step_is_not_captured(uncompiled, monkeypatch):
             opt.step()
     opt.step()
     assert all(float(opt.state[p]["step"]) == 1 for p in params)
+
+
+def test_a_capture_has_to_be_asked_for(uncompiled, monkeypatch):
+    """Else its numbers would be those of one step for ever."""
+    params = parameters([(40,), (5,)])
+    opt = filteropt.AdaBayes(params, on_nonfinite="ignore")
+    give(params, 0)
+    opt.step()
+    before = [p.detach().clone() for p in params]
+    monkeypatch.setattr(measure, "capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="construct it with capturable=True"):
+        opt.step()
+    assert all(map(torch.equal, params, before))
+
+
+def test_what_the_loop_has_to_step_is_not_captured(uncompiled, monkeypatch):
+    memory = torch.randn(60, dtype=torch.float64)
+    params = [torch.nn.Parameter(memory[:40]), torch.nn.Parameter(memory[20:])]
+    opt = filteropt.AdaBayes(params, **CAPTURABLE)
+    give(params, 0)
+    opt.step()
+    monkeypatch.setattr(measure, "capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="parameters that overlap in memory"):
+        opt.step()
 
 
 @pytest.mark.parametrize(

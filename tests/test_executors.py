@@ -20,7 +20,15 @@ from filteropt.execute import Item, chunked, is_elementwise, loop, write
 from filteropt.presets import adabayes
 from filteropt.testing import LawViolation, check_elementwise
 from filteropt.types import Belief, Diag, State
-from tests.execution import ELEMENTWISE, FITTING, LAYOUTS, assert_alike, called, made, stepped
+from tests.execution import (
+    CASES,
+    ELEMENTWISE,
+    FITTING,
+    assert_alike,
+    called,
+    made,
+    stepped,
+)
 
 layout = sys.modules["filteropt.execute.layout"]
 pieces = sys.modules["filteropt.execute.chunked"]
@@ -126,15 +134,7 @@ def test_every_elementwise_composition_steps_as_in_the_loop(filter, short):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    shapes=st.lists(
-        st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.just((200,)), min_size=1, max_size=6
-    ),
-    layouts=st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=6, max_size=6),
-    dtypes=st.lists(
-        st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), min_size=6, max_size=6
-    ),
-    groups=st.lists(st.integers(0, 2), min_size=6, max_size=6),
-    late=st.lists(st.booleans(), min_size=6, max_size=6),
+    **CASES,
     size=st.sampled_from([1, 3, 16, 2**18]),
     small=st.sampled_from([1, 24, 2**15]),
 )

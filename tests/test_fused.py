@@ -25,7 +25,7 @@ from filteropt.execute import choose, chunked, fused, loop, replayed
 from filteropt.execute.numbers import structure_of
 from filteropt.presets import adabayes
 from filteropt.types import Projection
-from tests.execution import LAYOUTS, assert_alike, made, parameters, stepped
+from tests.execution import CASES, assert_alike, made, parameters, stepped
 
 layout = sys.modules["filteropt.execute.layout"]
 module = sys.modules["filteropt.execute.fused"]
@@ -68,15 +68,7 @@ def fresh(monkeypatch):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    shapes=st.lists(
-        st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.just((200,)), min_size=1, max_size=6
-    ),
-    layouts=st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=6, max_size=6),
-    dtypes=st.lists(
-        st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), min_size=6, max_size=6
-    ),
-    groups=st.lists(st.integers(0, 2), min_size=6, max_size=6),
-    late=st.lists(st.booleans(), min_size=6, max_size=6),
+    **CASES,
     small=st.sampled_from([1, 24, 2**15]),
 )
 def test_fused_is_the_loop(shapes, layouts, dtypes, groups, late, small):

@@ -17,7 +17,15 @@ from filteropt.execute import loop, replayed
 from filteropt.execute.replay import Trial, _planned, _writer, replay
 from filteropt.presets import adabayes
 from filteropt.types import Projection
-from tests.execution import ELEMENTWISE, LAYOUTS, assert_alike, called, made, parameters, stepped
+from tests.execution import (
+    CASES,
+    ELEMENTWISE,
+    assert_alike,
+    called,
+    made,
+    parameters,
+    stepped,
+)
 
 layout = sys.modules["filteropt.execute.layout"]
 choice = sys.modules["filteropt.execute.choice"]
@@ -60,15 +68,7 @@ def test_every_kind_of_elementwise_composition_is_replayed_as_in_the_loop(filter
 
 @settings(deadline=None, max_examples=20)
 @given(
-    shapes=st.lists(
-        st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.just((200,)), min_size=1, max_size=6
-    ),
-    layouts=st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=6, max_size=6),
-    dtypes=st.lists(
-        st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), min_size=6, max_size=6
-    ),
-    groups=st.lists(st.integers(0, 2), min_size=6, max_size=6),
-    late=st.lists(st.booleans(), min_size=6, max_size=6),
+    **CASES,
     size=st.sampled_from([2, 3, 16, 2**18]),
     small=st.sampled_from([1, 24, 2**15]),
 )
@@ -414,6 +414,19 @@ def test_whatever_is_recorded_is_replayed_to_the_bit(function, dtype):
         function(None, *expected)
         for x, y in zip(inputs[1:], expected, strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+def broken(*_, **__):
+    raise RuntimeError("no such operation")
+
+
+def test_a_replay_is_tried_before_weights_are_stepped(monkeypatch):
+    p, state = torch.randn(2, 64).unbind()
+    graph, given = recorded(changed_before, p, state), [torch.ones(1), p, state]
+    writer = {torch.ops.aten.mul.Tensor: broken}.get
+    monkeypatch.setattr(sys.modules["filteropt.execute.replay"], "_writer", writer)
+    with pytest.raises(RuntimeError, match="no such operation"):
+        replay(graph, given)
 
 
 def test_what_looks_along_a_vector_is_given_no_memory():

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.autograd.profiler import record_function
 
+from filteropt import measure
 from filteropt.engine import Filter, Scalars
 from filteropt.execute.chunked import step_pieces
 from filteropt.execute.flat import Run, pieces
@@ -19,7 +20,6 @@ from filteropt.execute.layout import Layout
 from filteropt.execute.loop import loop
 from filteropt.execute.numbers import kind_of, numbers_of, structure_of
 from filteropt.execute.program import Program, build, inputs_of
-from filteropt.measure import capturing
 from filteropt.trees import tree_map
 
 __all__ = ["captured", "fused", "replayed"]
@@ -132,7 +132,7 @@ def _by_programs(
         increment_version([x for run in runs for x in (run.p, *run.kept)])
 
     rest = [item for item in Layout.of(items).each(advance) if item.p.numel()]
-    if rest and capturing():
+    if rest and measure.capturing():
         raise RuntimeError(
             "parameters that overlap in memory, or are of a tensor type of their own, cannot be "
             "stepped in a CUDA graph; leave their optimizer's step out of it"
